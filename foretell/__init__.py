@@ -1,0 +1,1 @@
+"""foretell runs trained models in production: one package, served online, in batch and on streams."""

@@ -1,0 +1,1 @@
+"""The vocabulary of foretell: values and protocols that every room shares. Imports nothing of foretell."""

@@ -1,0 +1,52 @@
+"""What can be set for one deployed model. model.toml holds the package's own values, foretell.toml overrides.
+
+Each group stands beside the room that reads it; nobody below `app` sees more than its own group.
+"""
+
+import msgspec
+
+
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    pass
+
+
+class BatchingSettings(_Settings):
+    """How requests become batches. The defaults need no tuning.
+
+    max_batch_size: rows per batch. max_batch_bytes: input bytes per batch (the cost budget).
+    max_queue_delay_ms: how long a batch may be held open for more rows while a replica is free.
+    max_queue_rows: rows that may wait; beyond it requests are rejected with 429.
+    target_p99_ms: if set, batches grow only as far as this latency allows, from learned service times.
+    timeout_ms: deadline of requests that bring none (0: none).
+    """
+
+    max_batch_size: int = 64
+    max_batch_bytes: int = 64 * 2**20
+    max_queue_delay_ms: float = 0.0
+    max_queue_rows: int = 4096
+    target_p99_ms: float | None = None
+    timeout_ms: float = 0.0
+
+
+class CacheSettings(_Settings):
+    """Response cache of one model: off while `max_bytes` is 0. `ttl_s` 0 keeps answers until evicted."""
+
+    max_bytes: int = 0
+    ttl_s: float = 0.0
+
+
+class ReplicaSettings(_Settings):
+    """The processes that hold a model.
+
+    count: processes (0: as many as fit the cores). threads: intra-op threads of each (0: the cores divided).
+    device: auto, cpu, cuda, tensorrt, openvino, coreml. memory_limit_mb: a replica above it is replaced after
+    its batch (0: no limit). hang_timeout_s: a batch that runs longer than this means the replica hangs; it is
+    killed. start_timeout_s: loading and warm-up may take this long.
+    """
+
+    count: int = 0
+    threads: int = 0
+    device: str = "auto"
+    memory_limit_mb: int = 0
+    hang_timeout_s: float = 60.0
+    start_timeout_s: float = 300.0
