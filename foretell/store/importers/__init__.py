@@ -1,0 +1,1 @@
+"""Turn what people train into packages: one file per source format."""
