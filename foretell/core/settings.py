@@ -6,7 +6,7 @@ Each group stands beside the room that reads it; nobody below `app` sees more th
 import msgspec
 
 
-class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     pass
 
 

@@ -14,7 +14,7 @@ FORMAT = 1
 RuntimeName = Literal["onnx", "sklearn", "xgboost", "lightgbm", "torch", "function"]
 
 
-class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     pass
 
 
@@ -35,10 +35,10 @@ class ImageStep(_Part, tag="image", tag_field="kind"):
     `crop` is the share of the shorter side that the centre crop keeps; mean and std are on the 0–255 scale.
     """
 
-    input: str = "image"
     output: str
     height: int
     width: int
+    input: str = "image"
     crop: float = 1.0
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -128,14 +128,14 @@ class Manifest(_Part):
     load only where the operator passes --trust-code. `idempotent` allows one retry after a replica crash.
     """
 
-    format: int = FORMAT
     runtime: RuntimeName
     artifact: str
+    signature: Signature
+    format: int = FORMAT
     description: str = ""
     trust_code: bool = False
     idempotent: bool = True
     package: Identity = Identity()
-    signature: Signature
     transform: Transform = Transform()
     batching: BatchingSettings = BatchingSettings()
     cache: CacheSettings = CacheSettings()
@@ -171,18 +171,20 @@ def decode_manifest(text: str | bytes, where: str = "model.toml") -> Manifest:
             hint = " " + did_you_mean(match["key"], fields)
         raise PackageError(f"{where}: {error}.{hint}") from None
     if manifest.format != FORMAT:
-        raise PackageError(f"{where}: format {manifest.format} is not known to this foretell (it reads {FORMAT})")
+        raise PackageError(
+            f"{where}: format {manifest.format} is not known to this foretell (it reads {FORMAT})"
+        )
     return manifest
 
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:
     """The manifest as plain TOML-able data, defaults left out."""
-    document: dict[str, Any] = {"format": manifest.format, **msgspec.to_builtins(manifest)}
-    return document
+    return {"format": manifest.format, **msgspec.to_builtins(manifest)}
 
 
 def encode_manifest(manifest: Manifest) -> str:
     """Write model.toml for people: identity first, defaults left out."""
-    return "# A foretell package. `foretell show` explains it; docs/packages.md lists every key.\n" + tomli_w.dumps(
-        manifest_document(manifest)
+    return (
+        "# A foretell package. `foretell show` explains it; docs/packages.md lists every key.\n"
+        + tomli_w.dumps(manifest_document(manifest))
     )
