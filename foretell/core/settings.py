@@ -6,11 +6,7 @@ Each group stands beside the room that reads it; nobody below `app` sees more th
 import msgspec
 
 
-class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    pass
-
-
-class BatchingSettings(_Settings):
+class BatchingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How requests become batches. The defaults need no tuning.
 
     max_batch_size: rows per batch. max_batch_bytes: input bytes per batch (the cost budget).
@@ -28,14 +24,14 @@ class BatchingSettings(_Settings):
     timeout_ms: float = 0.0
 
 
-class CacheSettings(_Settings):
+class CacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Response cache of one model: off while `max_bytes` is 0. `ttl_s` 0 keeps answers until evicted."""
 
     max_bytes: int = 0
     ttl_s: float = 0.0
 
 
-class ReplicaSettings(_Settings):
+class ReplicaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The processes that hold a model.
 
     count: processes (0: as many as fit the cores). threads: intra-op threads of each (0: the cores divided).

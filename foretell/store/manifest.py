@@ -14,11 +14,9 @@ FORMAT = 1
 RuntimeName = Literal["onnx", "sklearn", "xgboost", "lightgbm", "torch", "function"]
 
 
-class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    pass
-
-
-class TextStep(_Part, tag="text", tag_field="kind"):
+class TextStep(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="text", tag_field="kind"
+):
     """Before: BYTES text → token ids, padded to the longest of the batch and cut at `max_length` tokens.
 
     Feeds input_ids, attention_mask and token_type_ids, whichever the model takes.
@@ -29,7 +27,9 @@ class TextStep(_Part, tag="text", tag_field="kind"):
     max_length: int = 256
 
 
-class ImageStep(_Part, tag="image", tag_field="kind"):
+class ImageStep(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="image", tag_field="kind"
+):
     """Before: BYTES of an encoded image (PNG, JPEG, …) → float pixels `output`, (rgb - mean) / std.
 
     `crop` is the share of the shorter side that the centre crop keeps; mean and std are on the 0–255 scale.
@@ -46,7 +46,9 @@ class ImageStep(_Part, tag="image", tag_field="kind"):
     layout: Literal["nchw", "nhwc"] = "nchw"
 
 
-class PoolStep(_Part, tag="pool", tag_field="kind"):
+class PoolStep(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="pool", tag_field="kind"
+):
     """After: token vectors [n, t, d] → one vector a row [n, d], over the tokens that the mask keeps."""
 
     input: str
@@ -54,13 +56,27 @@ class PoolStep(_Part, tag="pool", tag_field="kind"):
     method: Literal["mean", "cls", "max"] = "mean"
 
 
-class NormalizeStep(_Part, tag="normalize", tag_field="kind"):
+class NormalizeStep(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag="normalize",
+    tag_field="kind",
+):
     """After: scale each row of `output` to unit Euclidean length."""
 
     output: str
 
 
-class LabelsStep(_Part, tag="labels", tag_field="kind"):
+class LabelsStep(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag="labels",
+    tag_field="kind",
+):
     """After: scores [n, c] → `label` BYTES and `probability` FP32, both [n] (or [n, top] when top > 1).
 
     `labels` is a JSON list in the package. `softmax` turns logits into probabilities first.
@@ -72,7 +88,14 @@ class LabelsStep(_Part, tag="labels", tag_field="kind"):
     top: int = 1
 
 
-class CustomStep(_Part, tag="custom", tag_field="kind"):
+class CustomStep(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag="custom",
+    tag_field="kind",
+):
     """Before and after by the package's own Python file (needs --trust-code).
 
     The file may define `before(inputs) -> inputs` and `after(outputs, inputs) -> outputs` over dicts of arrays.
@@ -85,14 +108,14 @@ BeforeStep = TextStep | ImageStep | CustomStep
 AfterStep = PoolStep | NormalizeStep | LabelsStep | CustomStep
 
 
-class Transform(_Part):
+class Transform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Steps in order. `signature` of the package is what clients see; the artifact's own is inside the model."""
 
     before: tuple[BeforeStep, ...] = ()
     after: tuple[AfterStep, ...] = ()
 
 
-class Identity(_Part):
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Who the package is. Not part of the digest: equal contents have equal digests under any name."""
 
     name: str = ""
@@ -100,7 +123,7 @@ class Identity(_Part):
     foretell: str = ""
 
 
-class Parity(_Part):
+class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Proof that a conversion kept the answers: outputs compared on `rows` sample rows.
 
     `max_abs_diff` was measured; the importer refuses to register above `tolerance` (absolute + relative).
@@ -112,7 +135,7 @@ class Parity(_Part):
     against: str
 
 
-class Lineage(_Part):
+class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where the artifact came from. `parents` are references of versions it was derived from."""
 
     source: str = ""
@@ -121,7 +144,7 @@ class Lineage(_Part):
     parents: tuple[str, ...] = ()
 
 
-class Manifest(_Part):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The decoded model.toml. `artifact` is the file the runtime loads, relative to the package.
 
     `trust_code` is true when loading executes code that came with the package (pickle, Python); such packages
@@ -140,7 +163,7 @@ class Manifest(_Part):
     batching: BatchingSettings = BatchingSettings()
     cache: CacheSettings = CacheSettings()
     replicas: ReplicaSettings = ReplicaSettings()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
     parity: Parity | None = None
     lineage: Lineage = Lineage()
 
