@@ -28,7 +28,7 @@ class Route(msgspec.Struct, frozen=True):
         if len(self.targets) == 1:
             return self.targets[0].version
         if sticky:
-            draw = xxhash.xxh3_64_intdigest(sticky) / 2**64
+            draw = xxhash.xxh3_64_intdigest(sticky.encode()) / 2**64
         rest = draw * sum(t.weight for t in self.targets)
         for target in self.targets:
             rest -= target.weight

@@ -194,9 +194,7 @@ def decode_manifest(text: str | bytes, where: str = "model.toml") -> Manifest:
             hint = " " + did_you_mean(match["key"], fields)
         raise PackageError(f"{where}: {error}.{hint}") from None
     if manifest.format != FORMAT:
-        raise PackageError(
-            f"{where}: format {manifest.format} is not known to this foretell (it reads {FORMAT})"
-        )
+        raise PackageError(f"{where}: format {manifest.format} is not known to this foretell (it reads {FORMAT})")
     return manifest
 
 
