@@ -1,1 +1,0 @@
-"""Turn what people train into packages: one file per source format."""
