@@ -1,0 +1,1 @@
+"""Replicas: child processes that hold one loaded predictor each, and the pool that keeps them alive."""

@@ -1,0 +1,233 @@
+"""Moves tickets from the queue to replicas and back: cuts batches, splits answers, isolates failures.
+
+It reacts to four events (submit, finished, lost, changed) and never blocks; every admitted ticket ends once.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from foretell.core.clock import Clock
+from foretell.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    ForetellError,
+    NotReady,
+    ReplicaCrashed,
+)
+from foretell.core.request import Timing
+from foretell.core.settings import BatchingSettings
+from foretell.core.tensor import Tensors
+from foretell.scheduling.admission import admit
+from foretell.scheduling.batcher import decide
+from foretell.scheduling.queue import RequestQueue, Ticket
+from foretell.scheduling.service import ServiceTimes
+
+PIPELINE_DEPTH = 2
+"""Batches a replica may hold: one runs, the next is already in its socket."""
+
+MAX_ATTEMPTS = 2
+"""A request that was running when a replica died is run once more, alone; then it is the suspect."""
+
+
+class Batch:
+    """Tickets of one shape that run together, in order."""
+
+    __slots__ = ("rows", "sent_at", "tickets")
+
+    def __init__(self, tickets: list[Ticket], now: float) -> None:
+        self.tickets = tickets
+        self.rows = sum(ticket.rows for ticket in tickets)
+        self.sent_at = now
+
+
+class Lane(Protocol):
+    """A ready replica as the scheduler sees it. `batches` are those it holds, oldest (running) first."""
+
+    @property
+    def batches(self) -> Sequence[Batch]: ...
+
+    @property
+    def running_since(self) -> float:
+        """When the oldest batch began to run (monotonic seconds)."""
+        ...
+
+    def send(self, batch: Batch) -> None: ...
+
+
+class Timers(Protocol):
+    """How the scheduler is called back. One `at` timer: a new setting replaces the earlier one."""
+
+    def soon(self, action: Callable[[], None], /) -> None:
+        """Call after the events that are already at hand, so that requests which arrived together join a batch."""
+        ...
+
+    def at(self, when: float, action: Callable[[], None], /) -> None: ...
+
+
+class Dispatcher:
+    """One deployment's scheduler. `lanes` is the pool's live list of ready replicas."""
+
+    def __init__(
+        self,
+        settings: BatchingSettings,
+        lanes: Sequence[Lane],
+        clock: Clock,
+        timers: Timers,
+        idempotent: bool = True,
+    ) -> None:
+        self._settings = settings
+        self._lanes = lanes
+        self._clock = clock
+        self._timers = timers
+        self._max_attempts = MAX_ATTEMPTS if idempotent else 1
+        self.queue = RequestQueue()
+        self.service = ServiceTimes()
+        self.unavailable: ForetellError | None = None
+        self._pump_is_due = False
+
+    @property
+    def outstanding(self) -> int:
+        """Tickets that wait or run."""
+        return len(self.queue) + sum(len(batch.tickets) for lane in self._lanes for batch in lane.batches)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Admit a ticket, or raise why not (`Overloaded`, `DeadlineExceeded`, `NotReady`)."""
+        if self.unavailable is not None:
+            raise self.unavailable
+        queue = self.queue
+        if queue.rows or ticket.request.deadline is not None or ticket.rows > self._settings.max_queue_rows:
+            admit(
+                ticket.request,
+                self._settings,
+                queued_rows=queue.rows,
+                wait_s=self.estimated_wait(ticket.arrived),
+                now=ticket.arrived,
+            )
+        queue.push(ticket)
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            self._timers.soon(self.pump)
+
+    def estimated_wait(self, now: float) -> float:
+        """Seconds until a request that arrives now would start to run, 0 while nothing was learned."""
+        if not self.service.known or not self._lanes:
+            return 0.0
+        rows = self.queue.rows
+        batch = min(self._settings.max_batch_size, max(rows, 1))
+        queued = self.service.predict(batch) * rows / batch
+        running = min(self._free_at(lane) for lane in self._lanes) - now
+        return queued / len(self._lanes) + max(0.0, running)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """The client went away: a waiting ticket leaves the queue, a running one's answer is dropped."""
+        self.queue.forget(ticket)
+        ticket.fail(Cancelled("the client went away"))
+
+    def expire(self, ticket: Ticket) -> None:
+        where = "waited" if ticket.queued else "ran"
+        self.queue.forget(ticket)
+        ticket.fail(DeadlineExceeded(f"the deadline passed while the request {where}; raise its timeout"))
+
+    def pump(self) -> None:
+        """Send every batch that should leave now. Called after each event; cheap when there is nothing to do."""
+        self._pump_is_due = False
+        while self.queue.rows and self._send_one():
+            pass
+
+    def _send_one(self) -> bool:
+        lane = self._least_loaded()
+        if lane is None:
+            return False
+        now = self._clock()
+        decision = decide(
+            self._settings,
+            self.service,
+            waiting_rows=self.queue.rows,
+            oldest_arrival=self.queue.oldest_arrival() if self._settings.max_queue_delay_ms else now,
+            replicas=len(self._lanes),
+            free_at=self._free_at(lane) if lane.batches else None,
+            now=now,
+        )
+        if not decision.rows:
+            self._timers.at(decision.again_at, self.pump)
+            return False
+        tickets = self.queue.cut(decision.rows, self._settings.max_batch_bytes)
+        if not tickets:
+            return False
+        for ticket in tickets:
+            ticket.started = now
+        lane.send(Batch(tickets, now))
+        return True
+
+    def _least_loaded(self) -> Lane | None:
+        best, load = None, math.inf
+        for lane in self._lanes:
+            held = lane.batches
+            if len(held) < PIPELINE_DEPTH:
+                rows = sum(batch.rows for batch in held)
+                if rows < load:
+                    best, load = lane, rows
+        return best
+
+    def _free_at(self, lane: Lane) -> float:
+        batches = lane.batches
+        if not batches:
+            return 0.0
+        return lane.running_since + sum(self.service.predict(batch.rows) for batch in batches)
+
+    def finished(self, batch: Batch, outputs: Tensors, compute_s: float, took_s: float) -> None:
+        """A replica answered. `compute_s`: inside the model; `took_s`: the replica's whole turn-around."""
+        self.service.observe(batch.rows, took_s)
+        tickets = batch.tickets
+        # The next batch leaves before the answers are written: the replica must not wait for the gateway.
+        self.pump()
+        if len(tickets) == 1:
+            ticket = tickets[0]
+            ticket.succeed(outputs, Timing(ticket.started - ticket.arrived, compute_s, batch.rows))
+            return
+        named = list(outputs.items())
+        start = 0
+        for ticket in tickets:
+            stop = start + ticket.rows
+            ticket.succeed(
+                {name: array[start:stop] for name, array in named},
+                Timing(ticket.started - ticket.arrived, compute_s, batch.rows),
+            )
+            start = stop
+
+    def failed(self, batch: Batch, error: ForetellError) -> None:
+        """The model raised. Alone, that is the answer; in company, each request is run again by itself."""
+        if len(batch.tickets) == 1:
+            batch.tickets[0].fail(error)
+        else:
+            for ticket in batch.tickets:
+                if not ticket.finished:
+                    self.queue.retry(ticket)
+        self.pump()
+
+    def lost(self, running: Batch | None, waiting: Iterable[Batch], reason: str) -> None:
+        """A replica died. What it ran is run again alone (once, if idempotent); what it had not begun, again."""
+        for ticket in running.tickets if running else ():
+            ticket.attempts += 1
+            if ticket.finished:
+                continue
+            if ticket.attempts < self._max_attempts:
+                self.queue.retry(ticket)
+            else:
+                ticket.fail(ReplicaCrashed(f"{reason} while it ran this request ({ticket.attempts} times)"))
+        for batch in waiting:
+            for ticket in batch.tickets:
+                if not ticket.finished:
+                    self.queue.push(ticket)
+        self.pump()
+
+    def stop(self, error: ForetellError) -> None:
+        """Refuse new requests with `error` and fail those that wait (the running ones end by themselves)."""
+        self.unavailable = error
+        for ticket in self.queue.drain():
+            ticket.fail(error)
+
+    def refuse(self) -> None:
+        """Refuse new requests; those admitted are still answered (graceful drain)."""
+        self.unavailable = NotReady("this version is being replaced; retry")
