@@ -16,10 +16,9 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Where a name (or a name's alias) leads: weighted versions, and shadows that get a copy of each request."""
+    """Where a name (or a name's alias) leads: its weighted versions."""
 
     targets: tuple[Target, ...]
-    shadows: tuple[str, ...] = ()
 
     def pick(self, sticky: str, draw: float) -> str:
         """The version that answers. The same `sticky` key always draws the same; without one, `draw` in

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from foretell.fleet.worker import WorkerSpec
+from foretell.fleet.spec import WorkerSpec
 
 SOCKET_BUFFER = 4 * 2**20
 _LIKELY_CAUSE = {

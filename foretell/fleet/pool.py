@@ -13,7 +13,7 @@ from foretell.core.tensor import Tensors
 from foretell.fleet.launcher import Launcher
 from foretell.fleet.replica import Replica
 from foretell.fleet.restart import RestartPolicy
-from foretell.fleet.worker import WorkerSpec
+from foretell.fleet.spec import WorkerSpec
 from foretell.scheduling.dispatcher import Batch, Dispatcher
 
 log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ import numpy as np
 
 from foretell.core.errors import ForetellError, ModelFailed
 from foretell.core.model import Predictor
-from foretell.core.settings import ReplicaSettings
 from foretell.core.tensor import Tensors
 from foretell.fleet import wire
+from foretell.fleet.spec import WorkerSpec
 from foretell.runtimes import load
 from foretell.store.package import Package
 
@@ -33,22 +33,13 @@ _PR_SET_PDEATHSIG = 1
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class WorkerSpec(msgspec.Struct, frozen=True):
-    """What a replica needs to know: where the package is and how to hold it."""
-
-    package: str
-    replicas: ReplicaSettings
-    trust_code: bool
-    max_batch_size: int
-
-
 def serve(sock: socket.socket, spec: WorkerSpec) -> None:
     """Load, warm up, then answer until the gateway closes the socket."""
     began = time.monotonic()
     try:
         package = Package.open(Path(spec.package), verify=False)
         predictor = load(package, spec.replicas, spec.trust_code)
-        warmup = warm_up(predictor, package.sample(), spec.max_batch_size)
+        warmup = warm_up(predictor, package.sample() or {}, spec.max_batch_size)
     except Exception as error:
         _send(sock, wire.frame(_describe(error)))
         return

@@ -58,7 +58,7 @@ class Lane(Protocol):
 class Timers(Protocol):
     """How the scheduler is called back. One `at` timer: a new setting replaces the earlier one."""
 
-    def soon(self, action: Callable[[], None], /) -> None:
+    def soon(self, action: Callable[[], None], /) -> object:
         """Call after the events that are already at hand, so that requests which arrived together join a batch."""
         ...
 

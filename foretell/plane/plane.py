@@ -1,0 +1,237 @@
+"""The plane: the one door to all deployments. Entrances call it; it leaves one observation per request.
+
+It routes, infers and reports. Which versions should be in service is decided above and told by `deploy`,
+`route` and `retire`; clients' wishes to load and unload go to the `Repository` that was handed in.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from foretell.core.errors import ForetellError, NotFound, Unsupported, did_you_mean
+from foretell.core.observation import Observation
+from foretell.core.reference import Reference
+from foretell.core.request import Request, Response, Timing
+from foretell.core.routing import RoutingTable
+from foretell.fleet.launcher import Launcher
+from foretell.plane.deployment import Deployment, DeploymentSpec
+from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
+
+
+class Repository(Protocol):
+    """Where models come from when a client asks to load one."""
+
+    async def load(self, reference: Reference) -> None: ...
+    async def unload(self, name: str) -> None: ...
+    def index(self) -> list[IndexEntry]:
+        """Models that are known but not in service."""
+        ...
+
+
+class Plane:
+    """`record` gets every observation; `sample_rate` is the share of them that carry inputs and outputs."""
+
+    def __init__(
+        self, launch: Launcher, record: Callable[[Observation], object], sample_rate: float = 0.0
+    ) -> None:
+        self._launch = launch
+        self._record = record
+        self._sample_rate = sample_rate
+        self._deployments: dict[tuple[str, str], Deployment] = {}
+        self._table = RoutingTable({})
+        self.repository: Repository | None = None
+
+    # What is in service
+
+    async def deploy(self, spec: DeploymentSpec) -> None:
+        """Load a version beside those in service. It answers `name@version` at once, `name` once it is routed."""
+        deployment = Deployment(spec, self._launch)
+        await deployment.start()
+        self._deployments[spec.name, spec.version] = deployment
+
+    def route(self, table: RoutingTable) -> None:
+        """Swap the routing table. Requests routed before finish where they are."""
+        self._table = table
+
+    async def retire(self, name: str, version: str, grace_s: float = 30.0) -> None:
+        """Take a version out of service after its admitted requests have ended."""
+        deployment = self._deployments.pop((name, version), None)
+        if deployment is not None:
+            await deployment.drain(grace_s)
+
+    async def close(self, grace_s: float = 30.0) -> None:
+        """Drain everything."""
+        deployments, self._deployments = list(self._deployments.values()), {}
+        await asyncio.gather(*(deployment.drain(grace_s) for deployment in deployments))
+
+    @property
+    def deployments(self) -> list[Deployment]:
+        return list(self._deployments.values())
+
+    @property
+    def table(self) -> RoutingTable:
+        return self._table
+
+    # Requests
+
+    async def infer(self, reference: Reference, request: Request) -> Response:
+        """Answer one request. Raises a `ForetellError`; cancelling the caller cancels the request."""
+        at = time.time()
+        began = time.monotonic()
+        name, version = reference.name, ""
+        try:
+            deployment = self._find(reference, request.sticky)
+            version = deployment.spec.version
+            request.rows = deployment.signature.check(request.inputs)
+            answer = await deployment.infer(request)
+        except ForetellError as error:
+            self._failed(name, version, request, at, began, error.outcome, error.message)
+            raise
+        except asyncio.CancelledError:
+            self._failed(name, version, request, at, began, "cancelled", "the client went away")
+            raise
+        self._done(deployment, request, answer.outputs, answer.timing, at, began)
+        return Response(answer.outputs, name, version, answer.timing, request.id)
+
+    def _find(self, reference: Reference, sticky: str = "") -> Deployment:
+        name, selector = reference.name, reference.selector
+        if not selector or reference.version is None:
+            selector = self._table.find(name, selector).pick(sticky, random.random())
+        deployment = self._deployments.get((name, selector))
+        if deployment is None:
+            raise self._unknown(name, selector)
+        return deployment
+
+    def _unknown(self, name: str, version: str) -> ForetellError:
+        served = [v for n, v in self._deployments if n == name]
+        if not served:
+            known = {n for n, _ in self._deployments}
+            return NotFound(f'no model "{name}" is served here. {did_you_mean(name, known)}')
+        return NotFound(f'version {version} of "{name}" is not in service; in service: {", ".join(served)}')
+
+    def _done(
+        self,
+        deployment: Deployment,
+        request: Request,
+        outputs: dict,
+        timing: Timing,
+        at: float,
+        began: float,
+    ) -> None:
+        total_s = time.monotonic() - began
+        share = request.rows / timing.batch_rows if timing.batch_rows else 0.0
+        statistics = deployment.statistics
+        statistics.succeeded += 1
+        statistics.inferences += request.rows
+        statistics.queue_s += timing.queue_s
+        statistics.compute_s += timing.compute_s
+        statistics.total_s += total_s
+        statistics.last_inference_ms = int(at * 1000)
+        statistics.cache_hits += timing.cached
+        observation = Observation(
+            deployment.spec.name,
+            deployment.spec.version,
+            "done",
+            at,
+            total_s,
+            timing.queue_s,
+            timing.compute_s,
+            request.rows,
+            timing.batch_rows,
+            timing.cached,
+            request.protocol,
+            request.id,
+            timing.compute_s * share * deployment.dollars_per_second,
+        )
+        if self._sample_rate and random.random() < self._sample_rate:
+            observation.inputs, observation.outputs = request.inputs, outputs
+        self._record(observation)
+
+    def _failed(
+        self, name: str, version: str, request: Request, at: float, began: float, outcome: str, message: str
+    ) -> None:
+        deployment = self._deployments.get((name, version))
+        if deployment is not None:
+            if outcome == "rejected":
+                deployment.statistics.rejected += 1
+            else:
+                deployment.statistics.failed += 1
+        else:
+            name = ""  # names that clients invent must not become metric labels
+        total_s = time.monotonic() - began
+        self._record(
+            Observation(
+                name,
+                version,
+                outcome,
+                at,
+                total_s,
+                0.0,
+                0.0,
+                request.rows,
+                0,
+                False,
+                request.protocol,
+                request.id,
+                error=message,
+            )
+        )
+
+    # What can be asked
+
+    def describe(self, reference: Reference) -> ModelInfo:
+        """Metadata of the version that a reference leads to. Raises `NotFound`."""
+        deployment = self._find(reference)
+        return deployment.info(self._versions(deployment.spec.name))
+
+    def models(self) -> list[ModelInfo]:
+        """Every version in service."""
+        return [d.info(self._versions(d.spec.name)) for d in self._deployments.values()]
+
+    def ready(self, reference: Reference | None = None) -> bool:
+        """Whether a reference (or, without one, everything in service) can answer now."""
+        if reference is None:
+            return all(d.ready for d in self._deployments.values())
+        try:
+            return self._find(reference).ready
+        except NotFound:
+            return False
+
+    def index(self) -> list[IndexEntry]:
+        entries = [
+            IndexEntry(name, version, "READY" if d.ready else "UNAVAILABLE", d.reason)
+            for (name, version), d in self._deployments.items()
+        ]
+        return entries + (self.repository.index() if self.repository else [])
+
+    def statistics(self, reference: Reference | None = None) -> list[VersionStatistics]:
+        """Totals by version: of everything, or of the version a reference leads to."""
+        if reference is None:
+            return [d.snapshot() for d in self._deployments.values()]
+        if not reference.selector:
+            found = [d.snapshot() for (name, _), d in self._deployments.items() if name == reference.name]
+            if found:
+                return found
+        return [self._find(reference).snapshot()]
+
+    async def load(self, reference: Reference) -> None:
+        """Put a model into service from the repository, or bring it up to date."""
+        await self._the_repository().load(reference)
+
+    async def unload(self, name: str) -> None:
+        """Take every version of a model out of service."""
+        await self._the_repository().unload(name)
+
+    def _the_repository(self) -> Repository:
+        if self.repository is None:
+            raise Unsupported("this server has no model repository; restart it with other models")
+        return self.repository
+
+    def _versions(self, name: str) -> tuple[str, ...]:
+        return tuple(sorted((v for n, v in self._deployments if n == name), key=_version_order))
+
+
+def _version_order(version: str) -> tuple[int, str]:
+    return (int(version), "") if version.isdigit() else (0, version)
