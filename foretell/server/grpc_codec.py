@@ -151,7 +151,7 @@ def write_contents(array: Tensor, contents: oip_pb2.InferTensorContents) -> None
 
 
 def _as_bytes(item: object) -> bytes:
-    return item.encode() if isinstance(item, str) else bytes(item)  # type: ignore[call-overload, no-any-return]
+    return item.encode() if isinstance(item, str) else bytes(item)  # type: ignore[call-overload]
 
 
 def requested_outputs(message: oip_pb2.ModelInferRequest, signature: Signature) -> tuple[str, ...]:
@@ -179,9 +179,7 @@ def refuse_tensor_parameters(side: str, name: str, parameters: Iterable[str]) ->
             raise InvalidInput(f'{side} "{name}": unknown parameter "{parameter}"')
 
 
-def write_outputs(
-    outputs: Tensors, names: Iterable[str], raw: bool, message: oip_pb2.ModelInferResponse
-) -> None:
+def write_outputs(outputs: Tensors, names: Iterable[str], raw: bool, message: oip_pb2.ModelInferResponse) -> None:
     """Add the tensors `names` of `outputs` to `message`: as raw bytes, or typed. FP16 among them makes all
     raw, since a message holds raw contents for every output or for none.
     """

@@ -1,0 +1,263 @@
+"""The methods of the inference service: message in, message out, `ForetellError`s raised. Speaks to the plane
+only; knows nothing of the calls, channels and status codes that carry the messages.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from foretell.core.errors import ForetellError, InvalidInput, NotReady, Unsupported
+from foretell.core.reference import Reference, parse_reference
+from foretell.core.request import Request, Response
+from foretell.core.tensor import TensorSpec
+from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
+from foretell.server import oip_pb2
+from foretell.server.grpc_codec import NO_OPTIONS, read_inputs, read_options, requested_outputs, write_outputs
+
+SERVICE = "inference.GRPCInferenceService"
+EXTENSIONS = ("model_repository", "model_repository(unload_dependents)", "model_configuration", "statistics")
+_MAX_REFERENCES = 4096
+_LOG = logging.getLogger("foretell.server")
+
+Message = Any
+
+
+class Plane(Protocol):
+    """What this entrance needs of the plane."""
+
+    async def infer(self, reference: Reference, request: Request) -> Response: ...
+    def describe(self, reference: Reference) -> ModelInfo: ...
+    def ready(self, reference: Reference | None = None) -> bool: ...
+    async def load(self, reference: Reference) -> None: ...
+    async def unload(self, name: str) -> None: ...
+    def index(self) -> list[IndexEntry]: ...
+    def statistics(self, reference: Reference | None = None) -> list[VersionStatistics]: ...
+
+
+class Method(msgspec.Struct, frozen=True):
+    """One unary method: how its request is read and who answers it. `deadline` is monotonic seconds or None."""
+
+    request: Message
+    answer: Callable[[Message, float | None], Awaitable[Message]]
+
+
+class InferenceService:
+    """Answers the methods of oip.proto. `stream_window` is how many requests of one stream run at a time;
+    `version` is the product's, told by ServerMetadata.
+    """
+
+    def __init__(self, plane: Plane, version: str, stream_window: int) -> None:
+        self._plane = plane
+        self._version = version
+        self._stream_window = stream_window
+        self._references: dict[tuple[str, str], Reference] = {}
+
+    def methods(self) -> Mapping[str, Method]:
+        """The unary methods by name (`stream` answers the one streaming method)."""
+        return {
+            "ServerLive": Method(oip_pb2.ServerLiveRequest, self._server_live),
+            "ServerReady": Method(oip_pb2.ServerReadyRequest, self._server_ready),
+            "ModelReady": Method(oip_pb2.ModelReadyRequest, self._model_ready),
+            "ServerMetadata": Method(oip_pb2.ServerMetadataRequest, self._server_metadata),
+            "ModelMetadata": Method(oip_pb2.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": Method(oip_pb2.ModelConfigRequest, self._model_config),
+            "ModelInfer": Method(oip_pb2.ModelInferRequest, self.infer),
+            "ModelStatistics": Method(oip_pb2.ModelStatisticsRequest, self._statistics),
+            "RepositoryIndex": Method(oip_pb2.RepositoryIndexRequest, self._index),
+            "RepositoryModelLoad": Method(oip_pb2.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": Method(oip_pb2.RepositoryModelUnloadRequest, self._unload),
+        }
+
+    async def infer(self, message: Message, deadline: float | None) -> Message:
+        """Answer one ModelInferRequest. The earlier of `deadline` and the request's own timeout holds."""
+        reference = self.reference(message.model_name, message.model_version)
+        signature = self._plane.describe(reference).signature
+        inputs = read_inputs(message)
+        rows = signature.check(inputs)
+        names = requested_outputs(message, signature) if message.outputs else ()
+        options = read_options(message) if message.parameters else NO_OPTIONS
+        if options.timeout_s:
+            own = time.monotonic() + options.timeout_s
+            deadline = own if deadline is None else min(own, deadline)
+        request = Request(
+            inputs, rows, message.id, options.priority, deadline, protocol="grpc", sticky=options.sticky
+        )
+        response = await self._plane.infer(reference, request)
+        answer = oip_pb2.ModelInferResponse(
+            model_name=response.model, model_version=response.version, id=request.id
+        )
+        raw = bool(message.raw_input_contents) or not message.inputs
+        write_outputs(response.outputs, names or response.outputs, raw, answer)
+        if options.final_mark:
+            answer.parameters["triton_final_response"].bool_param = True
+        return answer
+
+    async def stream(self, messages: AsyncIterator[Message], deadline: float | None) -> AsyncIterator[Message]:
+        """Answer the requests of a stream in the order they came, several at a time. An error answers its own
+        request (`error_message`) and leaves the stream open.
+        """
+        slots = asyncio.Semaphore(self._stream_window)
+        answers: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue()
+
+        async def read() -> None:
+            try:
+                async for message in messages:
+                    await slots.acquire()
+                    answers.put_nowait(asyncio.create_task(self._stream_answer(message, deadline)))
+            finally:
+                answers.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        task: asyncio.Task[Message] | None = None
+        try:
+            while (task := await answers.get()) is not None:
+                yield await task
+                slots.release()
+            await reader
+        finally:
+            reader.cancel()
+            while task is not None:
+                task.cancel()
+                task = None if answers.empty() else answers.get_nowait()
+
+    async def _stream_answer(self, message: Message, deadline: float | None) -> Message:
+        try:
+            return oip_pb2.ModelStreamInferResponse(infer_response=await self.infer(message, deadline))
+        except Exception as error:
+            return oip_pb2.ModelStreamInferResponse(
+                error_message=explain(error).message, infer_response=oip_pb2.ModelInferResponse(id=message.id)
+            )
+
+    def reference(self, name: str, version: str) -> Reference:
+        """The reference that a name (`name`, `name@alias`) and a version field (may be empty) make."""
+        key = (name, version)
+        known = self._references.get(key)
+        if known is not None:
+            return known
+        reference = parse_reference(name)
+        if version:
+            if reference.selector and reference.selector != version:
+                raise InvalidInput(f'the name "{name}" and version "{version}" disagree; give one of them')
+            reference = parse_reference(f"{reference.name}@{version}")
+        if len(self._references) >= _MAX_REFERENCES:
+            self._references.clear()
+        self._references[key] = reference
+        return reference
+
+    async def _server_live(self, message: Message, deadline: float | None) -> Message:
+        return oip_pb2.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, message: Message, deadline: float | None) -> Message:
+        return oip_pb2.ServerReadyResponse(ready=self._plane.ready())
+
+    async def _model_ready(self, message: Message, deadline: float | None) -> Message:
+        ready = self._plane.ready(self.reference(message.name, message.version))
+        return oip_pb2.ModelReadyResponse(ready=ready)
+
+    async def _server_metadata(self, message: Message, deadline: float | None) -> Message:
+        return oip_pb2.ServerMetadataResponse(name="foretell", version=self._version, extensions=EXTENSIONS)
+
+    async def _model_metadata(self, message: Message, deadline: float | None) -> Message:
+        info = self._plane.describe(self.reference(message.name, message.version))
+        answer = oip_pb2.ModelMetadataResponse(name=info.name, versions=info.versions, platform=info.runtime)
+        for side, specs in ((answer.inputs, info.signature.inputs), (answer.outputs, info.signature.outputs)):
+            for spec in specs:
+                side.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+        return answer
+
+    async def _model_config(self, message: Message, deadline: float | None) -> Message:
+        info = self._plane.describe(self.reference(message.name, message.version))
+        batches = info.signature.batchable
+        config = oip_pb2.ModelConfig(
+            name=info.name,
+            platform=info.runtime,
+            backend=info.runtime,
+            max_batch_size=info.max_batch_size if batches else 0,
+        )
+        for side, specs in ((config.input, info.signature.inputs), (config.output, info.signature.outputs)):
+            for spec in specs:
+                dims = spec.shape[1:] if batches else spec.shape
+                side.add(name=spec.name, data_type=_config_type(spec), dims=dims)
+        if batches:
+            config.dynamic_batching.SetInParent()
+        return oip_pb2.ModelConfigResponse(config=config)
+
+    async def _statistics(self, message: Message, deadline: float | None) -> Message:
+        reference = self.reference(message.name, message.version) if message.name else None
+        answer = oip_pb2.ModelStatisticsResponse()
+        for statistics in self._plane.statistics(reference):
+            _write_statistics(statistics, answer.model_stats.add())
+        return answer
+
+    async def _index(self, message: Message, deadline: float | None) -> Message:
+        answer = oip_pb2.RepositoryIndexResponse()
+        for entry in self._plane.index():
+            if entry.state == "READY" or not message.ready:
+                answer.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
+        return answer
+
+    async def _load(self, message: Message, deadline: float | None) -> Message:
+        name = message.model_name or message.repository_name
+        for parameter in message.parameters:
+            raise Unsupported(
+                f'parameter "{parameter}": a model cannot be reconfigured while loading; set its options in'
+                " foretell.toml, or add a new version"
+            )
+        reference = parse_reference(name)
+        await self._plane.load(reference)
+        if not self._plane.ready(reference):
+            raise NotReady(f'model "{name}" was loaded but cannot answer yet; RepositoryIndex says why')
+        return oip_pb2.RepositoryModelLoadResponse(model_name=name, is_loaded=True)
+
+    async def _unload(self, message: Message, deadline: float | None) -> Message:
+        name = message.model_name or message.repository_name
+        await self._plane.unload(parse_reference(name).name)
+        return oip_pb2.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
+
+
+def explain(error: Exception) -> ForetellError:
+    """What a caller may know of an error: our own as they are; anything else is a bug, logged with its trace."""
+    if isinstance(error, ForetellError):
+        return error
+    _LOG.error("a gRPC method met a bug", exc_info=error)
+    return ForetellError(f"internal error ({type(error).__name__}); the server's log has the trace")
+
+
+def _config_type(spec: TensorSpec) -> int:
+    name = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
+    return int(getattr(oip_pb2, name))
+
+
+def _write_statistics(statistics: VersionStatistics, message: Message) -> None:
+    message.name = statistics.name
+    message.version = statistics.version
+    message.last_inference = statistics.last_inference_ms
+    message.inference_count = statistics.inferences
+    message.execution_count = statistics.executions
+    stats = message.inference_stats
+    ran = statistics.succeeded - statistics.cache_hits
+    for field, count, seconds in (
+        (stats.success, statistics.succeeded, statistics.total_s),
+        (stats.fail, statistics.failed + statistics.rejected, 0.0),
+        (stats.queue, ran, statistics.queue_s),
+        (stats.compute_input, ran, 0.0),
+        (stats.compute_infer, ran, statistics.compute_s),
+        (stats.compute_output, ran, 0.0),
+        (stats.cache_hit, statistics.cache_hits, 0.0),
+        (stats.cache_miss, 0, 0.0),
+    ):
+        field.count = count
+        field.ns = round(seconds * 1e9)
+    for batch in statistics.batches:
+        entry = message.batch_stats.add(batch_size=batch.rows)
+        for field, seconds in (
+            (entry.compute_input, 0.0),
+            (entry.compute_infer, batch.compute_s),
+            (entry.compute_output, 0.0),
+        ):
+            field.count = batch.count
+            field.ns = round(seconds * 1e9)
