@@ -70,7 +70,7 @@ def frame(header: Header, body: Sequence[Buffer] = ()) -> list[Buffer]:
     encoded = _encoder.encode(header)
     pad = -(PRELUDE.size + len(encoded)) % ALIGN
     total = sum(map(len, body))
-    return [PRELUDE.pack(len(encoded) + pad, total) + encoded + _PADS[pad], *body]
+    return [PRELUDE.pack(len(encoded), total) + encoded + _PADS[pad], *body]
 
 
 def tensors_body(groups: Sequence[Tensors]) -> tuple[list[TensorHeader], list[Buffer]]:

@@ -24,7 +24,7 @@ from foretell.core.model import Predictor
 from foretell.core.tensor import Tensors
 from foretell.fleet import wire
 from foretell.fleet.spec import WorkerSpec
-from foretell.runtimes import load
+from foretell.runtimes.loading import load
 from foretell.store.package import Package
 
 RSS_INTERVAL_S = 1.0
