@@ -20,6 +20,17 @@ from foretell.server.grpc_codec import NO_OPTIONS, read_inputs, read_options, re
 
 SERVICE = "inference.GRPCInferenceService"
 EXTENSIONS = ("model_repository", "model_repository(unload_dependents)", "model_configuration", "statistics")
+_NO_SHARED_MEMORY = "shared memory is not served; send tensors in the message"
+_UNSERVED = {
+    "SystemSharedMemoryStatus": _NO_SHARED_MEMORY,
+    "SystemSharedMemoryRegister": _NO_SHARED_MEMORY,
+    "SystemSharedMemoryUnregister": _NO_SHARED_MEMORY,
+    "CudaSharedMemoryStatus": _NO_SHARED_MEMORY,
+    "CudaSharedMemoryRegister": _NO_SHARED_MEMORY,
+    "CudaSharedMemoryUnregister": _NO_SHARED_MEMORY,
+    "TraceSetting": "tracing cannot be set here; observations and /metrics tell where time goes",
+    "LogSettings": "logging cannot be set here; use foretell.toml",
+}
 _MAX_REFERENCES = 4096
 _LOG = logging.getLogger("foretell.server")
 
@@ -39,10 +50,21 @@ class Plane(Protocol):
 
 
 class Method(msgspec.Struct, frozen=True):
-    """One unary method: how its request is read and who answers it. `deadline` is monotonic seconds or None."""
+    """A unary method: the class of its request, and who answers one. `deadline` is monotonic seconds or None."""
 
     request: Message
     answer: Callable[[Message, float | None], Awaitable[Message]]
+
+
+class StreamMethod(msgspec.Struct, frozen=True):
+    """A streaming method: the class of its requests, and who answers a stream of them with a stream."""
+
+    request: Message
+    answer: Callable[[AsyncIterator[Message], float | None], AsyncIterator[Message]]
+
+
+Routes = Mapping[str, Method | StreamMethod]
+"""The methods of some services by path ("/inference.GRPCInferenceService/ModelInfer")."""
 
 
 class InferenceService:
@@ -56,9 +78,8 @@ class InferenceService:
         self._stream_window = stream_window
         self._references: dict[tuple[str, str], Reference] = {}
 
-    def methods(self) -> Mapping[str, Method]:
-        """The unary methods by name (`stream` answers the one streaming method)."""
-        return {
+    def routes(self) -> Routes:
+        methods: dict[str, Method | StreamMethod] = {
             "ServerLive": Method(oip_pb2.ServerLiveRequest, self._server_live),
             "ServerReady": Method(oip_pb2.ServerReadyRequest, self._server_ready),
             "ModelReady": Method(oip_pb2.ModelReadyRequest, self._model_ready),
@@ -66,11 +87,15 @@ class InferenceService:
             "ModelMetadata": Method(oip_pb2.ModelMetadataRequest, self._model_metadata),
             "ModelConfig": Method(oip_pb2.ModelConfigRequest, self._model_config),
             "ModelInfer": Method(oip_pb2.ModelInferRequest, self.infer),
+            "ModelStreamInfer": StreamMethod(oip_pb2.ModelInferRequest, self.stream),
             "ModelStatistics": Method(oip_pb2.ModelStatisticsRequest, self._statistics),
             "RepositoryIndex": Method(oip_pb2.RepositoryIndexRequest, self._index),
             "RepositoryModelLoad": Method(oip_pb2.RepositoryModelLoadRequest, self._load),
             "RepositoryModelUnload": Method(oip_pb2.RepositoryModelUnloadRequest, self._unload),
         }
+        for name, reason in _UNSERVED.items():
+            methods[name] = Method(oip_pb2.ServerLiveRequest, _refusal(f"{name}: {reason}"))
+        return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
 
     async def infer(self, message: Message, deadline: float | None) -> Message:
         """Answer one ModelInferRequest. The earlier of `deadline` and the request's own timeout holds."""
@@ -225,6 +250,13 @@ def explain(error: Exception) -> ForetellError:
         return error
     _LOG.error("a gRPC method met a bug", exc_info=error)
     return ForetellError(f"internal error ({type(error).__name__}); the server's log has the trace")
+
+
+def _refusal(reason: str) -> Callable[[Message, float | None], Awaitable[Message]]:
+    async def refuse(message: Message, deadline: float | None) -> Message:
+        raise Unsupported(reason)
+
+    return refuse
 
 
 def _config_type(spec: TensorSpec) -> int:
