@@ -14,8 +14,8 @@ def refuse_untrusted(package: Package, why: str) -> NoReturn:
     """Raise `UntrustedCode` that says what would run and what to do."""
     raise UntrustedCode(
         f"{package.path.name}: {why}. Code in a package can do anything this process can: pass --trust-code if you"
-        " trust whoever made it, or use a format that holds no code (ONNX, skops, a booster's own JSON or text,"
-        " torch.export)"
+        " trust whoever made it, or use a format that holds no code (ONNX, skops, a booster's own JSON or"
+        " text)"
     )
 
 
