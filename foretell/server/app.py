@@ -1,0 +1,77 @@
+"""The HTTP entrance put together: route tables over one plane, errors in each API's own shape, a server."""
+
+import logging
+import secrets
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from foretell.core.errors import ForetellError
+from foretell.core.routing import RoutingTable
+from foretell.server.admin import Admin, Metrics
+from foretell.server.door import Door
+from foretell.server.http import (
+    HttpSettings,
+    Request,
+    Response,
+    headers_of,
+    json_response,
+    status_of,
+)
+from foretell.server.listener import HttpServer
+from foretell.server.oip import OpenInference
+from foretell.server.openai import OpenAi, error_response
+from foretell.server.openapi import Docs
+from foretell.server.router import Router
+
+log = logging.getLogger("foretell.server")
+
+
+def no_metrics() -> tuple[bytes, str]:
+    """The null twin of telemetry's exposition."""
+    return b"", "text/plain; version=0.0.4; charset=utf-8"
+
+
+class App:
+    """All routes of the HTTP entrance. Implements `HttpApp`.
+
+    `metrics` makes the Prometheus exposition; `routing` returns the table to show at /admin/routing.
+    """
+
+    def __init__(
+        self,
+        plane: Door,
+        metrics: Metrics = no_metrics,
+        routing: Callable[[], Any] = lambda: RoutingTable({}),
+        version: str = "0",
+    ) -> None:
+        routes = [*OpenInference(plane, version).routes(), *OpenAi(plane).routes()]
+        routes += Admin(plane, metrics, routing).routes()
+        self.router = Router([*routes, *Docs(routes, version).routes()])
+        self.find = self.router.find
+
+    def refusal(self, request: Request | None, error: Exception) -> Response:
+        """The answer that tells about an error, in the shape of the API that was asked."""
+        if not isinstance(error, ForetellError):
+            mark = secrets.token_hex(4)
+            log.error("unexpected error %s", mark, exc_info=error)
+            error = ForetellError(f"unexpected error; the server's log has it under {mark}")
+        if request is not None and request.target.startswith(b"/v1/"):
+            return error_response(error)
+        return json_response({"error": error.message}, status_of(error), headers_of(error))
+
+
+async def serve_http(
+    app: App,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    settings: HttpSettings | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> HttpServer:
+    """Start serving on the running loop. Port 0 picks a free one (`HttpServer.port`). End with `drain(grace_s)`.
+
+    Raises `ConfigError` if the port cannot be had.
+    """
+    server = HttpServer(app, settings or HttpSettings())
+    await server.start(host, port, tls)
+    return server

@@ -1,0 +1,29 @@
+"""What the HTTP entrance asks of the plane, as protocols, so that tests hand in a fake."""
+
+from typing import Protocol
+
+from foretell.core.reference import Reference
+from foretell.core.request import Request, Response
+from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
+
+
+class Inference(Protocol):
+    """The half that answers requests. All raise `NotFound` for references that are not served."""
+
+    async def infer(self, reference: Reference, request: Request) -> Response: ...
+    def describe(self, reference: Reference) -> ModelInfo: ...
+    def models(self) -> list[ModelInfo]: ...
+    def ready(self, reference: Reference | None = None) -> bool: ...
+
+
+class Management(Protocol):
+    """The half that loads, lists and counts."""
+
+    async def load(self, reference: Reference) -> None: ...
+    async def unload(self, name: str) -> None: ...
+    def index(self) -> list[IndexEntry]: ...
+    def statistics(self, reference: Reference | None = None) -> list[VersionStatistics]: ...
+
+
+class Door(Inference, Management, Protocol):
+    """The plane as the HTTP entrance sees it."""
