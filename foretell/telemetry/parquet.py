@@ -1,0 +1,211 @@
+"""Observations as Parquet files by hour, and the way back. Owns the file layout and the schema; doesn't know who
+decides which requests are sampled.
+
+Layout: `FOLDER/date=2026-11-24/hour=07/part-<pid>-<token>-<n>.parquet`, hours in UTC. A file
+appears under its name only when it is complete; until then its name starts with a dot.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foretell.core.clock import Clock
+from foretell.core.observation import Observation
+from foretell.core.tensor import Tensors, datatype_of, from_wire, to_wire
+
+if TYPE_CHECKING:
+    import pyarrow
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = (
+    "model", "version", "outcome", "total_s", "queue_s", "compute_s", "rows", "batch_rows", "cached", "protocol",
+    "request_id", "cost_dollars", "error",
+)  # fmt: skip
+_fields = attrgetter(*_COLUMNS)
+
+
+def schema() -> "pyarrow.Schema":
+    """The columns of every file: those of `Observation`, `at` as a UTC timestamp.
+
+    `inputs` and `outputs` are null on requests that weren't sampled, otherwise a list of tensors, each with its
+    name, datatype, shape and raw bytes as on the wire of the Open Inference Protocol.
+    """
+    pa = _pyarrow()
+    tensor = pa.struct(
+        [("name", pa.string()), ("datatype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.binary())]
+    )
+    text, seconds, count = pa.string(), pa.float64(), pa.int32()
+    types = {"total_s": seconds, "queue_s": seconds, "compute_s": seconds, "cost_dollars": seconds}
+    types |= {"rows": count, "batch_rows": count, "cached": pa.bool_()}
+    return pa.schema(
+        [("at", pa.timestamp("us", tz="UTC"))]
+        + [(name, types.get(name, text)) for name in _COLUMNS]
+        + [("inputs", pa.list_(tensor)), ("outputs", pa.list_(tensor))]
+    )
+
+
+class ParquetLog:
+    """Keeps observations as Arrow batches and writes them as files (a `Consumer`; wrap it in `Detached`).
+
+    A file is written when its hour has `max_rows` rows or `max_bytes` bytes waiting, or when its first row has
+    waited `max_age_s` seconds: that much is lost if the process is killed. If a file can't be written, its rows
+    are counted in `lost_rows`, the first failure in a row is logged, and the next file is tried as usual.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        max_rows: int = 100_000,
+        max_bytes: int = 16 * 2**20,
+        max_age_s: float = 60.0,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._folder = Path(folder)
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        # A process id alone returns after a restart (always 1 in a container) and would overwrite old files.
+        self._prefix = f"part-{os.getpid()}-{os.urandom(4).hex()}"
+        self._parts = 0
+        self._hours: dict[int, _Hour] = {}
+        self._schema: pyarrow.Schema | None = None
+        self._failing = False
+        self.lost_rows = 0
+
+    def consume(self, batch: Sequence[Observation]) -> None:
+        if self._schema is None:
+            self._schema = schema()
+        hours = [int(o.at // 3600) for o in batch]
+        for hour in set(hours):
+            rows = [o for o, h in zip(batch, hours, strict=True) if h == hour]
+            waiting = self._hours.setdefault(hour, _Hour(self._clock()))
+            waiting.add(_to_arrow(rows, self._schema))
+            if waiting.rows >= self._max_rows or waiting.bytes >= self._max_bytes:
+                self._write(hour)
+        self.tick()
+
+    def tick(self) -> None:
+        """Write the hours whose first row has waited long enough."""
+        now = self._clock()
+        for hour in [h for h, waiting in self._hours.items() if now - waiting.since >= self._max_age_s]:
+            self._write(hour)
+
+    def close(self) -> None:
+        """Write what waits."""
+        for hour in list(self._hours):
+            self._write(hour)
+
+    def _write(self, hour: int) -> None:
+        waiting = self._hours.pop(hour)
+        moment = time.gmtime(hour * 3600)
+        folder = self._folder / time.strftime("date=%Y-%m-%d", moment) / time.strftime("hour=%H", moment)
+        name = f"{self._prefix}-{self._parts}.parquet"
+        self._parts += 1
+        unfinished = folder / f".{name}.tmp"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_file(waiting.batches, unfinished)
+            unfinished.rename(folder / name)
+        except OSError as error:
+            self.lost_rows += waiting.rows
+            if not self._failing:
+                logger.error(
+                    "observations can't be written to %s: %s; they are counted and dropped until it works again",
+                    folder, error.strerror or error,
+                )  # fmt: skip
+            self._failing = True
+            _remove(unfinished)
+        else:
+            self._failing = False
+
+
+class _Hour:
+    """Arrow batches of one hour that wait for a file."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.batches: list[Any] = []
+        self.rows = 0
+        self.bytes = 0
+
+    def add(self, batch: Any) -> None:
+        self.batches.append(batch)
+        self.rows += batch.num_rows
+        self.bytes += batch.nbytes
+
+
+def read_observations(folder: Path | str) -> "pyarrow.Table":
+    """Every complete file under `folder` as one table in `schema()`, oldest hour first; empty if there is none."""
+    pa = _pyarrow()
+    import pyarrow.parquet as pq
+
+    files = sorted(Path(folder).glob("date=*/hour=*/part-*.parquet"))
+    # ParquetFile, not read_table: the latter turns date=…/hour=… into columns of its own.
+    tables = [pq.ParquetFile(file).read() for file in files]
+    return pa.concat_tables(tables) if tables else schema().empty_table()
+
+
+def unpack_tensors(cell: Iterable[dict[str, Any]] | None) -> Tensors | None:
+    """The tensors in one cell of `inputs` or `outputs` (as `to_pylist` gives it), or None if not sampled."""
+    if cell is None:
+        return None
+    return {
+        tensor["name"]: from_wire(tensor["data"], tensor["datatype"], tuple(tensor["shape"]), tensor["name"])
+        for tensor in cell
+    }
+
+
+def _pack_tensors(tensors: Tensors | None) -> list[dict[str, Any]] | None:
+    if tensors is None:
+        return None
+    return [
+        {"name": name, "datatype": datatype_of(array), "shape": array.shape, "data": bytes(to_wire(array))}
+        for name, array in tensors.items()
+    ]
+
+
+def _to_arrow(rows: Sequence[Observation], columns: "pyarrow.Schema") -> "pyarrow.RecordBatch":
+    pa = _pyarrow()
+    at = (np.array([o.at for o in rows]) * 1e6).round().astype(np.int64)
+    arrays = [pa.array(at).cast(columns.field("at").type)]
+    for name, values in zip(_COLUMNS, zip(*map(_fields, rows), strict=True), strict=True):
+        kind = columns.field(name).type
+        numeric = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        # numpy reads numbers from Python objects faster than arrow does.
+        arrays.append(pa.array(np.array(values) if numeric else list(values), type=kind))
+    for name in ("inputs", "outputs"):
+        kind = columns.field(name).type
+        if any(getattr(row, name) is not None for row in rows):
+            arrays.append(pa.array([_pack_tensors(getattr(row, name)) for row in rows], type=kind))
+        else:
+            arrays.append(pa.nulls(len(rows), type=kind))
+    return pa.RecordBatch.from_arrays(arrays, schema=columns)
+
+
+def _write_file(batches: Sequence[Any], path: Path) -> None:
+    pa = _pyarrow()
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_batches(batches), path, compression="zstd")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.debug("%s stays behind: %s", path, error)
+
+
+def _pyarrow() -> Any:
+    # pyarrow costs about 30 MB; a gateway that writes no files never loads it.
+    import pyarrow
+
+    return pyarrow

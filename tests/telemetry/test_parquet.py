@@ -1,0 +1,137 @@
+"""Observations survive the way to Parquet and back; a bad disk costs rows that are counted, nothing else."""
+
+import datetime
+import logging
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from foretell.telemetry import parquet
+from foretell.telemetry.parquet import ParquetLog, read_observations, unpack_tensors
+from tests.telemetry.observations import NOON, observation
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_observations_come_back_as_they_were(tmp_path):
+    text = np.array([b"plain", b"\xff\x00"], dtype=object)
+    image = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    log = ParquetLog(tmp_path)
+    log.consume(
+        [
+            observation(request_id="a", error="no"),
+            observation(request_id="b", inputs={"text": text, "image": image}, outputs={"y": np.array([1, 2])}),
+        ]
+    )
+    log.close()
+    plain, sampled = read_observations(tmp_path).to_pylist()
+    assert plain["at"] == datetime.datetime.fromtimestamp(NOON, datetime.UTC)
+    expected = {
+        "model": "digits", "version": "3", "outcome": "done", "total_s": 0.0031, "queue_s": 0.001,
+        "compute_s": 0.002, "rows": 2, "batch_rows": 8, "cached": False, "protocol": "http", "request_id": "a",
+        "cost_dollars": 1e-6, "error": "no", "inputs": None, "outputs": None,
+    }  # fmt: skip
+    assert {name: v for name, v in plain.items() if name != "at"} == expected
+    assert unpack_tensors(plain["inputs"]) is None
+    inputs = unpack_tensors(sampled["inputs"])
+    assert inputs["text"].tolist() == text.tolist()
+    np.testing.assert_array_equal(inputs["image"], image)
+    assert inputs["image"].dtype == np.float32
+    assert unpack_tensors(sampled["outputs"])["y"].tolist() == [1, 2]
+
+
+def test_rows_lie_in_the_folder_of_their_own_hour(tmp_path):
+    log = ParquetLog(tmp_path)
+    log.consume([observation(at=NOON - 1), observation(at=NOON), observation(at=NOON + 3599.9)])
+    log.close()
+    rows = {path.split("/part-")[0]: pq.ParquetFile(tmp_path / path).metadata.num_rows for path in files(tmp_path)}
+    assert rows == {"date=2026-09-22/hour=11": 1, "date=2026-09-22/hour=12": 2}
+
+
+def test_a_file_is_written_when_enough_rows_wait(tmp_path):
+    log = ParquetLog(tmp_path, max_rows=4)
+    log.consume([observation()] * 3)
+    assert files(tmp_path) == []
+    log.consume([observation()])
+    log.consume([observation()] * 4)
+    assert len(files(tmp_path)) == 2
+
+
+def test_a_file_is_written_when_enough_bytes_wait(tmp_path):
+    log = ParquetLog(tmp_path, max_bytes=5000)
+    log.consume([observation()])
+    assert files(tmp_path) == []
+    log.consume([observation(inputs={"x": np.zeros(1000)})])
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_file_is_written_when_its_first_row_is_old_enough(tmp_path):
+    now = [0.0]
+    log = ParquetLog(tmp_path, max_age_s=60, clock=lambda: now[0])
+    log.consume([observation()])
+    now[0] = 59
+    log.tick()
+    assert files(tmp_path) == []
+    now[0] = 60
+    log.tick()
+    assert len(files(tmp_path)) == 1
+
+
+def test_an_unfinished_file_is_not_read(tmp_path, monkeypatch):
+    def dies(batches, path):
+        path.write_bytes(b"PAR1 half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parquet, "_write_file", dies)
+    log = ParquetLog(tmp_path)
+    log.consume([observation()])
+    with pytest.raises(KeyboardInterrupt):
+        log.close()
+    assert len(files(tmp_path)) == 1
+    assert read_observations(tmp_path).num_rows == 0
+
+
+def test_an_unwritable_folder_is_counted_and_logged_once(tmp_path, caplog):
+    blocked = tmp_path / "a-file"
+    blocked.write_text("in the way")
+    log = ParquetLog(blocked, max_rows=1)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            log.consume([observation()])
+    assert log.lost_rows == 3
+    assert len(caplog.records) == 1
+
+
+def test_a_full_disk_leaves_no_half_file_and_writing_goes_on_when_there_is_room(tmp_path, monkeypatch, caplog):
+    write = parquet._write_file
+
+    def full(batches, path):
+        path.write_bytes(b"PAR1 half a file")
+        raise OSError(28, "No space left on device")
+
+    log = ParquetLog(tmp_path, max_rows=1)
+    monkeypatch.setattr(parquet, "_write_file", full)
+    log.consume([observation()])
+    assert files(tmp_path) == []
+    assert "No space left on device" in caplog.text
+    monkeypatch.setattr(parquet, "_write_file", write)
+    log.consume([observation()])
+    assert read_observations(tmp_path).num_rows == 1
+    assert log.lost_rows == 1
+
+
+def test_an_empty_folder_reads_as_an_empty_table_with_the_same_columns(tmp_path):
+    table = read_observations(tmp_path)
+    assert table.num_rows == 0
+    assert table.schema == parquet.schema()
+
+
+def test_two_writers_with_the_same_process_id_do_not_overwrite_each_other(tmp_path):
+    for _ in range(2):
+        log = ParquetLog(tmp_path)
+        log.consume([observation()])
+        log.close()
+    assert read_observations(tmp_path).num_rows == 2
