@@ -21,11 +21,13 @@ class TorchOptions(msgspec.Struct, frozen=True):
     """[options] of a torch package.
 
     compile: run through torch.compile (slow first batches of each new shape, faster ones after).
+    inputs: names of the program's inputs in order; by default its own (which torch.export writes in lower case).
     outputs: names of the program's outputs in order; by default those of the signature, or the keys of the dict
     that the program returns.
     """
 
     compile: bool = False
+    inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
 
@@ -33,11 +35,12 @@ class TorchPredictor:
     """Calls the program's module with tensors that share memory with the inputs (CPU) or copies (CUDA)."""
 
     def __init__(
-        self, module: Callable[..., Any], signature: Signature, positional: Sequence[str], device: torch.device
+        self, module: Callable[..., Any], signature: Signature, keywords: Sequence[str], device: torch.device
     ) -> None:
         self._module: Callable[..., Any] | None = module
         self._signature = signature
-        self._positional = positional
+        self._keywords = keywords
+        self._positional = len(signature.inputs) - len(keywords)
         self._device = device
 
     @property
@@ -46,12 +49,10 @@ class TorchPredictor:
 
     def predict(self, inputs: Tensors) -> Tensors:
         assert self._module is not None, "closed"
-        tensors = {name: self._tensor(array) for name, array in inputs.items()}
+        tensors = [self._tensor(inputs[s.name]) for s in self._signature.inputs]
+        by_keyword = dict(zip(self._keywords, tensors[self._positional :], strict=True))
         with torch.inference_mode():
-            result = self._module(
-                *(tensors.pop(name) for name in self._positional),
-                **tensors,
-            )
+            result = self._module(*tensors[: self._positional], **by_keyword)
         names = [s.name for s in self._signature.outputs]
         return {
             name: tensor.detach().cpu().numpy() for name, tensor in zip(names, flatten(result, names), strict=True)
@@ -77,26 +78,32 @@ def flatten(result: Any, names: Sequence[str]) -> list[torch.Tensor]:
     return list(result)
 
 
-def read_program(program: Any, names: Sequence[str]) -> tuple[Signature, list[str]]:
-    """The signature of an exported program, and which inputs it takes by position; the rest go by name.
+def read_program(
+    program: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+) -> tuple[Signature, list[str]]:
+    """The signature of an exported program, and the keywords by which it takes its last inputs.
 
-    `names` are the outputs' names; programs that return a dict bring their own. Symbolic axes are -1.
+    `inputs` and `outputs` rename in order; without them inputs have the program's names, outputs the keys of the
+    dict that it returns, or the names of its graph. Symbolic axes are -1. Raises `PackageError`.
     """
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    inputs = tuple(_spec(name, values[name]) for name in program.graph_signature.user_inputs)
-    made = [values[name] for name in program.graph_signature.user_outputs]
-    out_spec = program.call_spec.out_spec
-    own = out_spec.context if out_spec is not None and out_spec.type is dict else None
-    if own is not None:
-        names = own
-    if len(names) != len(made):
+    taken, made = program.graph_signature.user_inputs, program.graph_signature.user_outputs
+    returns = program.call_spec.out_spec
+    own = returns.context if returns is not None and returns.type is dict else outputs or made
+    specs = (_rename("inputs", values, taken, inputs or taken), _rename("outputs", values, made, own))
+    keywords = program.call_spec.in_spec.children()[1].context or []
+    return Signature(*specs), [str(name) for name in keywords]
+
+
+def _rename(
+    kind: str, values: Mapping[str, Any], own: Sequence[str], names: Sequence[str]
+) -> tuple[TensorSpec, ...]:
+    if len(names) != len(own):
         raise PackageError(
-            f"the program makes {len(made)} outputs, model.toml names {len(names)}: {', '.join(names)}; name them"
-            " all in options.outputs"
+            f"the program has {len(own)} {kind}, model.toml names {len(names)} ({', '.join(names)}); name them all"
+            f" in options.{kind}"
         )
-    outputs = tuple(_spec(name, value) for name, value in zip(names, made, strict=True))
-    by_position = program.call_spec.in_spec.children()[0].num_leaves
-    return Signature(inputs, outputs), [s.name for s in inputs[:by_position]]
+    return tuple(_spec(name, values[value]) for name, value in zip(names, own, strict=True))
 
 
 def _spec(name: str, value: Any) -> TensorSpec:
@@ -127,11 +134,11 @@ def open_predictor(package: Package, settings: ReplicaSettings, trust_code: bool
             f"{package.artifact.name} is not a program that torch {torch.__version__} can load:"
             f" {type(error).__name__}: {str(error)[:300]}"
         ) from None
-    names = options.outputs or tuple(s.name for s in package.manifest.signature.outputs)
-    signature, positional = read_program(program, names)
+    declared = tuple(s.name for s in package.manifest.signature.outputs)
+    signature, keywords = read_program(program, options.inputs, options.outputs or declared)
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
     module = program.module()
     if options.compile:
         module = torch.compile(module, dynamic=True)
-    return TorchPredictor(module, signature, positional, device)
+    return TorchPredictor(module, signature, keywords, device)
