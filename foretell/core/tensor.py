@@ -6,6 +6,7 @@ A tensor is a C-contiguous numpy array whose first axis is the row axis. BYTES t
 
 import struct
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated
 
 import msgspec
@@ -64,7 +65,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return f"{self.name} {self.datatype}[{', '.join('?' if d < 0 else str(d) for d in self.shape)}]"
 
 
-class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """What goes into a model and what comes out.
 
     Where the first axis of every input is -1 the model takes any number of rows, and the scheduler may join
@@ -74,30 +75,31 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    @property
+    @cached_property
     def batchable(self) -> bool:
         specs = self.inputs + self.outputs
         return bool(self.inputs) and all(s.shape and s.shape[0] == -1 for s in specs)
 
     def check(self, inputs: Mapping[str, Tensor]) -> int:
         """Return the number of rows of `inputs`, or raise `InvalidInput` that names the first wrong field."""
-        if len(inputs) != len(self.inputs) or any(s.name not in inputs for s in self.inputs):
+        if len(inputs) != len(self.inputs):
             self._check_names(inputs)
         rows = -1
         for spec in self.inputs:
-            array = inputs[spec.name]
+            array = inputs.get(spec.name)
+            if array is None:
+                raise self._check_names(inputs)
             if array.dtype != DTYPES[spec.datatype]:
                 raise InvalidInput(
                     f'input "{spec.name}" has datatype {datatype_of(array)}, the model expects {spec.datatype}'
                 )
-            if len(array.shape) != len(spec.shape) or any(
-                want not in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
-            ):
-                raise InvalidInput(
-                    f'input "{spec.name}" has shape {list(array.shape)}, the model expects {list(spec.shape)}'
-                    " (-1 is any)"
-                )
-            count = array.shape[0] if array.shape else 1
+            shape = array.shape
+            if len(shape) != len(spec.shape):
+                raise _wrong_shape(spec, shape)
+            for want, got in zip(spec.shape, shape, strict=True):
+                if want != got and want != -1:
+                    raise _wrong_shape(spec, shape)
+            count = shape[0] if shape else 1
             if rows not in (-1, count) and self.batchable:
                 first = self.inputs[0].name
                 raise InvalidInput(
@@ -111,7 +113,8 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidInput("the request has no rows")
         return rows if self.batchable else 1
 
-    def _check_names(self, inputs: Mapping[str, Tensor]) -> None:
+    def _check_names(self, inputs: Mapping[str, Tensor]) -> InvalidInput:
+        """Raise for the first unknown or missing input."""
         known = [s.name for s in self.inputs]
         for name in inputs:
             if name not in known:
@@ -119,6 +122,13 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for spec in self.inputs:
             if spec.name not in inputs:
                 raise InvalidInput(f'input "{spec.name}" is missing; the model expects {spec}')
+        return InvalidInput("the inputs are not those of the signature")
+
+
+def _wrong_shape(spec: TensorSpec, shape: tuple[int, ...]) -> InvalidInput:
+    return InvalidInput(
+        f'input "{spec.name}" has shape {list(shape)}, the model expects {list(spec.shape)} (-1 is any)'
+    )
 
 
 _LENGTH = struct.Struct("<I")
