@@ -71,6 +71,7 @@ class FakePlane:
             raise self.refuse
         if not model.ready:
             raise NotReady(f'model "{model.name}" version {model.version} is loading; retry later')
+        request.rows = model.signature.check(request.inputs)
         self.requests.append(request)
         statistics = self._counts(model)
         started = time.monotonic()

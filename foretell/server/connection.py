@@ -245,10 +245,10 @@ class Connection(asyncio.BufferedProtocol):
             keep = request.keep_alive and not response.close and not self._server.draining
             keep = keep and not (self._ending and not self._waiting)
             body = response.body
-            if isinstance(body, AsyncIterator):
-                keep = await self._stream(request, response, body, keep)
-            else:
+            if isinstance(body, bytes | bytearray | memoryview):
                 self._write(request, response, body, keep)
+            else:
+                keep = await self._stream(request, response, body, keep)
             self._task = None
             self._after(keep)
         except asyncio.CancelledError:

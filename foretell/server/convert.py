@@ -81,7 +81,8 @@ class RequestReader:
         self._outputs = frozenset(s.name for s in signature.outputs)
 
     def read(self, request: Request) -> Call:
-        """The call that an HTTP request asks for. Raises `InvalidInput` or `Unsupported`."""
+        """The call that an HTTP request asks for; the plane checks it against the signature and counts the
+        rows. Raises `InvalidInput` or `Unsupported`."""
         length = request.headers.get(b"inference-header-content-length")
         body = request.body
         if length is None:
@@ -101,7 +102,7 @@ class RequestReader:
 
     def _call(self, request: Request, document: InferDocument, inputs: Tensors) -> Call:
         headers = request.headers
-        infer = InferRequest(inputs, self._signature.check(inputs), document.id, protocol="rest")
+        infer = InferRequest(inputs, 0, document.id, protocol="rest")
         if not document.id and b"x-request-id" in headers:
             infer.id = headers[b"x-request-id"][:128].decode("latin-1")
         if b"foretell-sticky" in headers:
