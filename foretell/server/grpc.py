@@ -5,6 +5,7 @@ from typing import Protocol
 from foretell.core.errors import ConfigError
 from foretell.server.grpc_aio import GrpcioTransport
 from foretell.server.grpc_health import HealthService
+from foretell.server.grpc_lean import LeanTransport
 from foretell.server.grpc_service import InferenceService, Plane, Routes
 from foretell.server.grpc_status import GrpcSettings
 
@@ -50,4 +51,6 @@ class GrpcServer:
 def _transport(routes: Routes, settings: GrpcSettings) -> Transport:
     if settings.transport == "grpcio":
         return GrpcioTransport(routes, settings)
+    if settings.transport == "lean":
+        return LeanTransport(routes, settings)
     raise ConfigError(f'grpc transport "{settings.transport}" is unknown; choose "lean" or "grpcio"')

@@ -25,9 +25,10 @@ def plane() -> FakePlane:
     )
 
 
-@pytest.fixture
-def settings() -> GrpcSettings:
-    return GrpcSettings(max_body_bytes=2**20, stream_window=4)
+@pytest.fixture(params=["lean", "grpcio"])
+def settings(request) -> GrpcSettings:
+    """Both transports keep the same promises: every test runs on each."""
+    return GrpcSettings(max_body_bytes=2**20, stream_window=4, transport=request.param)
 
 
 @pytest.fixture
