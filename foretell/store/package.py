@@ -116,8 +116,13 @@ def seal(folder: Path) -> Seal:
     package = Package.open(folder, verify=False)
     hashes = file_hashes(folder, package.manifest)
     result = Seal(digest_of(hashes), hashes)
-    (folder / SEAL).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+    (folder / SEAL).write_bytes(encode_seal(result))
     return result
+
+
+def encode_seal(sealed: Seal) -> bytes:
+    """The text of digest.json."""
+    return msgspec.json.format(msgspec.json.encode(sealed), indent=1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""The one database schema, and how an older database becomes the present one. Knows no files and no policy."""
+
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from foretell.core.errors import ConfigError
+
+METADATA = sa.MetaData()
+
+SCHEMA_VERSION = sa.Table("schema_version", METADATA, sa.Column("version", sa.Integer, nullable=False))
+
+CHANGES = sa.Table(
+    "changes",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("counter", sa.BigInteger, nullable=False),
+)
+"""One row; every write adds one to `counter`, so that a server sees with one cheap read that something moved."""
+
+MODELS = sa.Table(
+    "models",
+    METADATA,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("last_number", sa.Integer, nullable=False),
+)
+"""`last_number` is the highest number ever given, so that a removed version's number is not given again."""
+
+VERSIONS = sa.Table(
+    "versions",
+    METADATA,
+    sa.Column("name", sa.String(100), sa.ForeignKey("models.name"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("runtime", sa.String(32), nullable=False),
+    sa.Column("created", sa.String(32), nullable=False),
+)
+"""A row here is what makes a version exist; files without one are leavings of an interrupted add."""
+
+ALIASES = sa.Table(
+    "aliases",
+    METADATA,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("alias", sa.String(100), primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"]),
+)
+
+ALIAS_HISTORY = sa.Table(
+    "alias_history",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(100), nullable=False, index=True),
+    sa.Column("alias", sa.String(100), nullable=False),
+    sa.Column("before", sa.Integer),
+    sa.Column("after", sa.Integer),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+
+
+def _create(connection: sa.Connection) -> None:
+    METADATA.create_all(connection)
+    connection.execute(CHANGES.insert().values(id=1, counter=0))
+    connection.execute(SCHEMA_VERSION.insert().values(version=0))
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create,)
+"""Step n leads from schema n to n + 1. Steps are only ever appended."""
+
+
+def schema_version(connection: sa.Connection) -> int:
+    """The schema of the database: 0 when it is empty."""
+    if not sa.inspect(connection).has_table(SCHEMA_VERSION.name):
+        return 0
+    return int(connection.execute(sa.select(SCHEMA_VERSION.c.version)).scalar_one())
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Bring the database to the present schema, inside the caller's transaction. `ConfigError` if it is newer."""
+    found = schema_version(connection)
+    if found > len(MIGRATIONS):
+        raise ConfigError(
+            f"the database has schema {found}, this foretell knows up to {len(MIGRATIONS)}. Upgrade foretell"
+        )
+    for step in MIGRATIONS[found:]:
+        step(connection)
+    if found < len(MIGRATIONS):
+        connection.execute(SCHEMA_VERSION.update().values(version=len(MIGRATIONS)))
