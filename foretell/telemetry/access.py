@@ -48,17 +48,22 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
 class AccessLog:
     """Writes a line for every observation (a `Consumer`; wrap it in `Detached`: a pipe can be full).
 
-    A write that fails loses its batch and raises, so whoever drains counts it; the next batch is tried again.
+    A write that fails loses its batch, counts it in `dropped` and raises; the next batch is tried again.
     """
 
     def __init__(self, stream: BinaryIO, close_stream: bool = False) -> None:
         self._stream = stream
         self._close_stream = close_stream
         self._encoder = msgspec.json.Encoder()
+        self.dropped = 0
 
     def consume(self, batch: Sequence[Observation]) -> None:
-        self._stream.write(self._encoder.encode_lines(_lines(batch)))
-        self._stream.flush()
+        try:
+            self._stream.write(self._encoder.encode_lines(_lines(batch)))
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.dropped += len(batch)
+            raise
 
     def tick(self) -> None:
         """Every batch is written at once; nothing waits."""

@@ -64,7 +64,7 @@ class Metrics(Collector):
         max_series: int = 1000,
     ) -> None:
         self._live = live
-        self._dropped = dropped
+        self._losses = dropped
         self._max_series = max_series
         self._series: dict[tuple[str, str], _Series] = {}
         self._lock = threading.Lock()
@@ -83,6 +83,11 @@ class Metrics(Collector):
         with self._lock:
             for key, observations in groups.items():
                 self._series_of(key).fold(observations)
+
+    @property
+    def dropped(self) -> int:
+        """None: a fold keeps everything."""
+        return 0
 
     def tick(self) -> None:
         """Nothing here goes by age."""
@@ -104,7 +109,7 @@ class Metrics(Collector):
         lost = CounterMetricFamily(
             "foretell_observations_dropped", "Observations lost, by where they were lost.", labels=["where"]
         )
-        for where, count in self._dropped().items():
+        for where, count in self._losses().items():
             lost.add_metric([where], count)
         yield lost
 

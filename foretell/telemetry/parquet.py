@@ -51,12 +51,12 @@ def schema() -> "pyarrow.Schema":
     )
 
 
-class ParquetLog:
+class ParquetWriter:
     """Keeps observations as Arrow batches and writes them as files (a `Consumer`; wrap it in `Detached`).
 
     A file is written when its hour has `max_rows` rows or `max_bytes` bytes waiting, or when its first row has
     waited `max_age_s` seconds: that much is lost if the process is killed. If a file can't be written, its rows
-    are counted in `lost_rows`, the first failure in a row is logged, and the next file is tried as usual.
+    are counted in `dropped`, the first failure in a row is logged, and the next file is tried as usual.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ParquetLog:
         self._hours: dict[int, _Hour] = {}
         self._schema: pyarrow.Schema | None = None
         self._failing = False
-        self.lost_rows = 0
+        self.dropped = 0
 
     def consume(self, batch: Sequence[Observation]) -> None:
         if self._schema is None:
@@ -115,7 +115,7 @@ class ParquetLog:
             _write_file(waiting.batches, unfinished)
             unfinished.rename(folder / name)
         except OSError as error:
-            self.lost_rows += waiting.rows
+            self.dropped += waiting.rows
             if not self._failing:
                 logger.error(
                     "observations can't be written to %s: %s; they are counted and dropped until it works again",

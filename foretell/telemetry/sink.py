@@ -28,8 +28,12 @@ class Consumer(Protocol):
     """Reads drained batches, one call at a time. `tick` comes about four times a second, for work by age.
 
     A consumer given to `Sink` directly must stay in memory; one that touches a disk or a pipe goes into a
-    `Detached` first. Whatever it raises is logged and counted, and costs nobody but itself.
+    `Detached` first. Whatever it raises is logged and counted, and costs nobody but itself. `dropped` is how
+    many observations it was given and could not keep.
     """
+
+    @property
+    def dropped(self) -> int: ...
 
     def consume(self, batch: Sequence[Observation]) -> None: ...
 
@@ -150,7 +154,7 @@ class Detached:
     """
 
     def __init__(
-        self, consumer: Consumer, capacity: int, clock: Clock = time.monotonic, timeout_s: float = 5.0
+        self, consumer: Consumer, capacity: int = 65_536, clock: Clock = time.monotonic, timeout_s: float = 5.0
     ) -> None:
         self._guard = _Guard(consumer, clock)
         self._capacity = capacity
@@ -164,9 +168,14 @@ class Detached:
         self._thread: threading.Thread | None = None
 
     @property
+    def name(self) -> str:
+        """The inner consumer's class name."""
+        return self._guard.name
+
+    @property
     def dropped(self) -> int:
-        """Observations the inner consumer never saw."""
-        return self._dropped
+        """Observations the inner consumer never saw, or could not keep."""
+        return self._dropped + self._guard.consumer.dropped
 
     @property
     def failures(self) -> int:

@@ -11,8 +11,9 @@ import pytest
 from foretell.core.errors import ConfigError
 from foretell.telemetry.access import AccessLog, open_access_log
 from foretell.telemetry.log import setup_logging
-from foretell.telemetry.parquet import read_observations
-from foretell.telemetry.pipeline import Telemetry, TelemetrySettings
+from foretell.telemetry.metrics import Metrics
+from foretell.telemetry.parquet import ParquetWriter, read_observations
+from foretell.telemetry.sink import Detached, Sink
 from tests.telemetry.observations import observation
 
 
@@ -51,25 +52,41 @@ def test_an_access_log_that_cannot_be_opened_is_refused_with_the_remedy(tmp_path
 
 
 def test_everything_behind_one_sink_gets_every_observation(tmp_path):
-    settings = TelemetrySettings(access_log=str(tmp_path / "a.log"), observations=str(tmp_path / "o"))
-    telemetry = Telemetry(settings)
-    telemetry.start()
+    logs = [
+        Detached(open_access_log(str(tmp_path / "a.log"))),
+        Detached(ParquetWriter(tmp_path / "o")),
+    ]
+    metrics = Metrics()
+    sink = Sink(1000, [metrics, *logs], interval_s=0.001)
+    for log in logs:
+        log.start()
+    sink.start()
     for number in range(700):
-        telemetry.record(observation(request_id=str(number)))
-    telemetry.close()
+        sink.record(observation(request_id=str(number)))
+    sink.close()
     lines = [json.loads(line)["id"] for line in (tmp_path / "a.log").read_text().splitlines()]
     assert lines == [str(n) for n in range(700)]
     assert read_observations(tmp_path / "o").column("request_id").to_pylist() == lines
-    assert b'version="3"} 700.0' in telemetry.scrape()[0]
-    assert set(telemetry.dropped().values()) == {0}
+    assert b'version="3"} 700.0' in metrics.render()[0]
+    assert [log.dropped for log in logs] == [0, 0]
 
 
 def test_rows_lost_to_a_bad_disk_count_as_dropped(tmp_path):
     (tmp_path / "o").write_text("in the way")
-    telemetry = Telemetry(TelemetrySettings(observations=str(tmp_path / "o")))
-    telemetry.record(observation())
-    telemetry.close()
-    assert telemetry.dropped() == {"sink": 0, "observations": 1}
+    log = Detached(ParquetWriter(tmp_path / "o"))
+    sink = Sink(10, [log])
+    sink.record(observation())
+    sink.close()
+    assert (log.name, log.dropped) == ("ParquetWriter", 1)
+
+
+def test_lines_that_could_not_be_written_count_as_dropped(tmp_path):
+    stream = (tmp_path / "a.log").open("wb")
+    stream.close()
+    log = Detached(AccessLog(stream))
+    log.consume([observation(), observation()])
+    log.close()
+    assert (log.dropped, log.failures) == (2, 1)
 
 
 def test_the_process_log_is_json_lines_when_nobody_watches(root_logger):
@@ -113,6 +130,6 @@ def test_a_wrong_level_or_style_is_named_with_the_nearest_known(level, style, na
 
 
 def test_a_gateway_that_writes_no_observations_does_not_load_pyarrow():
-    code = "import sys, foretell.telemetry.pipeline as p; t = p.Telemetry(p.TelemetrySettings()); t.scrape()"
-    code += "; assert 'pyarrow' not in sys.modules and 'rich' not in sys.modules"
+    code = "import sys, foretell.telemetry.access, foretell.telemetry.log, foretell.telemetry.parquet"
+    code += ", foretell.telemetry.metrics as m; m.Metrics().render(); assert 'pyarrow' not in sys.modules and 'rich' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

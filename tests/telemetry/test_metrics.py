@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from foretell.telemetry.metrics import OTHER, ROWS, SECONDS, LiveVersion, Metrics
-from foretell.telemetry.pipeline import Telemetry, TelemetrySettings
+from foretell.telemetry.sink import Sink
 from tests.telemetry.observations import observation
 
 
@@ -93,10 +93,12 @@ def test_live_values_appear_with_batches_counted_once_each():
 
 
 def test_a_scrape_is_exact_without_waiting_for_the_thread():
-    telemetry = Telemetry(TelemetrySettings())
+    metrics = Metrics()
+    sink = Sink(2000, [metrics])
     for _ in range(1000):
-        telemetry.record(observation())
-    text, content_type = telemetry.scrape()
+        sink.record(observation())
+    sink.drain()
+    text, content_type = metrics.render()
     assert 'foretell_requests_total{model="digits",outcome="done",version="3"} 1000.0' in text.decode()
     assert content_type.startswith("text/plain")
 
@@ -117,10 +119,10 @@ def test_the_gateways_own_process_is_shown():
 
 
 def test_drops_are_shown_by_where_they_happened():
-    telemetry = Telemetry(TelemetrySettings(capacity=2))
+    sink = Sink(2, [])
     for _ in range(5):
-        telemetry.record(observation())
-    found = samples(telemetry.metrics)
+        sink.record(observation())
+    found = samples(Metrics(dropped=lambda: {"sink": sink.dropped}))
     assert found[("foretell_observations_dropped_total", (("where", "sink"),))] == 3
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from foretell.telemetry import parquet
-from foretell.telemetry.parquet import ParquetLog, read_observations, unpack_tensors
+from foretell.telemetry.parquet import ParquetWriter, read_observations, unpack_tensors
 from tests.telemetry.observations import NOON, observation
 
 
@@ -19,7 +19,7 @@ def files(folder):
 def test_observations_come_back_as_they_were(tmp_path):
     text = np.array([b"plain", b"\xff\x00"], dtype=object)
     image = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    log = ParquetLog(tmp_path)
+    log = ParquetWriter(tmp_path)
     log.consume(
         [
             observation(request_id="a", error="no"),
@@ -44,7 +44,7 @@ def test_observations_come_back_as_they_were(tmp_path):
 
 
 def test_rows_lie_in_the_folder_of_their_own_hour(tmp_path):
-    log = ParquetLog(tmp_path)
+    log = ParquetWriter(tmp_path)
     log.consume([observation(at=NOON - 1), observation(at=NOON), observation(at=NOON + 3599.9)])
     log.close()
     rows = {path.split("/part-")[0]: pq.ParquetFile(tmp_path / path).metadata.num_rows for path in files(tmp_path)}
@@ -52,7 +52,7 @@ def test_rows_lie_in_the_folder_of_their_own_hour(tmp_path):
 
 
 def test_a_file_is_written_when_enough_rows_wait(tmp_path):
-    log = ParquetLog(tmp_path, max_rows=4)
+    log = ParquetWriter(tmp_path, max_rows=4)
     log.consume([observation()] * 3)
     assert files(tmp_path) == []
     log.consume([observation()])
@@ -61,7 +61,7 @@ def test_a_file_is_written_when_enough_rows_wait(tmp_path):
 
 
 def test_a_file_is_written_when_enough_bytes_wait(tmp_path):
-    log = ParquetLog(tmp_path, max_bytes=5000)
+    log = ParquetWriter(tmp_path, max_bytes=5000)
     log.consume([observation()])
     assert files(tmp_path) == []
     log.consume([observation(inputs={"x": np.zeros(1000)})])
@@ -70,7 +70,7 @@ def test_a_file_is_written_when_enough_bytes_wait(tmp_path):
 
 def test_a_file_is_written_when_its_first_row_is_old_enough(tmp_path):
     now = [0.0]
-    log = ParquetLog(tmp_path, max_age_s=60, clock=lambda: now[0])
+    log = ParquetWriter(tmp_path, max_age_s=60, clock=lambda: now[0])
     log.consume([observation()])
     now[0] = 59
     log.tick()
@@ -86,7 +86,7 @@ def test_an_unfinished_file_is_not_read(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(parquet, "_write_file", dies)
-    log = ParquetLog(tmp_path)
+    log = ParquetWriter(tmp_path)
     log.consume([observation()])
     with pytest.raises(KeyboardInterrupt):
         log.close()
@@ -97,11 +97,11 @@ def test_an_unfinished_file_is_not_read(tmp_path, monkeypatch):
 def test_an_unwritable_folder_is_counted_and_logged_once(tmp_path, caplog):
     blocked = tmp_path / "a-file"
     blocked.write_text("in the way")
-    log = ParquetLog(blocked, max_rows=1)
+    log = ParquetWriter(blocked, max_rows=1)
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             log.consume([observation()])
-    assert log.lost_rows == 3
+    assert log.dropped == 3
     assert len(caplog.records) == 1
 
 
@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_no_half_file_and_writing_goes_on_when_there_is_room(
         path.write_bytes(b"PAR1 half a file")
         raise OSError(28, "No space left on device")
 
-    log = ParquetLog(tmp_path, max_rows=1)
+    log = ParquetWriter(tmp_path, max_rows=1)
     monkeypatch.setattr(parquet, "_write_file", full)
     log.consume([observation()])
     assert files(tmp_path) == []
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_no_half_file_and_writing_goes_on_when_there_is_room(
     monkeypatch.setattr(parquet, "_write_file", write)
     log.consume([observation()])
     assert read_observations(tmp_path).num_rows == 1
-    assert log.lost_rows == 1
+    assert log.dropped == 1
 
 
 def test_an_empty_folder_reads_as_an_empty_table_with_the_same_columns(tmp_path):
@@ -131,7 +131,7 @@ def test_an_empty_folder_reads_as_an_empty_table_with_the_same_columns(tmp_path)
 
 def test_two_writers_with_the_same_process_id_do_not_overwrite_each_other(tmp_path):
     for _ in range(2):
-        log = ParquetLog(tmp_path)
+        log = ParquetWriter(tmp_path)
         log.consume([observation()])
         log.close()
     assert read_observations(tmp_path).num_rows == 2

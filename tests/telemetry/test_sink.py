@@ -12,6 +12,8 @@ from tests.telemetry.observations import observation
 
 
 class Keeps:
+    dropped = 0
+
     def __init__(self):
         self.seen, self.sizes, self.ticks, self.closed = [], [], 0, 0
 
