@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# foretell beside other servers on this machine; writes benchmarks/RESULTS.md. Needs wrk (a Debian package).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh test
+exec .venv/bin/python -m benchmarks.run "$@"
