@@ -1,13 +1,13 @@
 """One gRPC call on an HTTP/2 stream: messages cut from DATA, the method asked, its answers handed back.
 
-Knows message framing, compression and status; leaves frames and windows to its connection.
+Knows message framing, compression and status; leaves frames and windows to the sender.
 """
 
 import asyncio
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -19,7 +19,7 @@ from foretell.server.grpc_service import Message, Method, Routes, StreamMethod, 
 from foretell.server.grpc_status import CODES, trailing_metadata
 
 if TYPE_CHECKING:
-    from foretell.server.grpc_connection import GrpcConnection
+    from foretell.server.grpc_sender import GrpcSender
 
 STREAM_WINDOW = 4 * 2**20
 PREFIX_SIZE = 5
@@ -40,7 +40,7 @@ class Opening(msgspec.Struct, frozen=True):
     encoding: str
 
 
-def read_opening(headers: list[tuple[bytes, bytes]], routes: Routes) -> Opening | None:
+def read_opening(headers: Iterable[tuple[bytes, bytes]], routes: Routes) -> Opening | None:
     """The meaning of request headers, or None if they are not those of a gRPC call."""
     fields = {bytes(name): bytes(value).decode("latin-1") for name, value in headers}
     path = fields.get(b":path", "")
@@ -82,11 +82,26 @@ class Call:
     """
 
     __slots__ = (
-        "_buffer", "_connection", "_deadline", "_inbox", "_message", "_opening", "_waiter", "allowance",
-        "credit", "drained", "ended", "id", "opened", "outbox", "task", "trailers", "window",
+        "_buffer",
+        "_deadline",
+        "_inbox",
+        "_message",
+        "_opening",
+        "_sender",
+        "_waiter",
+        "allowance",
+        "credit",
+        "drained",
+        "ended",
+        "id",
+        "opened",
+        "outbox",
+        "task",
+        "trailers",
+        "window",
     )  # fmt: skip
 
-    def __init__(self, connection: "GrpcConnection", stream: int, opening: Opening, window: int) -> None:
+    def __init__(self, sender: "GrpcSender", stream: int, opening: Opening, window: int) -> None:
         self.id = stream
         self.window = window
         self.allowance = STREAM_WINDOW
@@ -97,7 +112,7 @@ class Call:
         self.trailers = b""
         self.drained: asyncio.Future[None] | None = None
         self.task: asyncio.Task[None] | None = None
-        self._connection = connection
+        self._sender = sender
         self._opening = opening
         self._deadline = None if opening.timeout_s is None else time.monotonic() + opening.timeout_s
         self._buffer: bytearray | None = None
@@ -116,7 +131,7 @@ class Call:
             )
         elif isinstance(method, StreamMethod):
             self._inbox = deque()
-            self.task = self._connection.loop.create_task(self._answer_stream(method))
+            self.task = self._sender.loop.create_task(self._answer_stream(method))
 
     def receive(self, payload: bytes, ended: bool) -> None:
         """Take a DATA frame's bytes; `ended` says that no more will come."""
@@ -145,7 +160,7 @@ class Call:
         elif self._message is not None:
             method = self._opening.method
             assert isinstance(method, Method)
-            self.task = self._connection.loop.create_task(self._answer(method, self._message))
+            self.task = self._sender.loop.create_task(self._answer(method, self._message))
             self._message = None
         else:
             self._refuse(InvalidInput("the call carries no message"))
@@ -162,7 +177,7 @@ class Call:
         at = 0
         while len(buffer) - at >= PREFIX_SIZE:
             size = int.from_bytes(buffer[at + 1 : at + 5])
-            if size > self._connection.max_body:
+            if size > self._sender.max_body:
                 self._refuse(self._too_large(size))
                 return
             stop = at + PREFIX_SIZE + size
@@ -181,7 +196,7 @@ class Call:
     def _take(self, flag: int, body: bytes) -> bool:
         """Keep one whole message for its method. False if that ended the call."""
         try:
-            if len(body) > self._connection.max_body:
+            if len(body) > self._sender.max_body:
                 raise self._too_large(len(body))
             if flag:
                 body = self._decompressed(body)
@@ -203,7 +218,7 @@ class Call:
         if self._opening.encoding == "identity":
             raise InvalidInput("a message is marked as compressed, but grpc-encoding names no compression")
         machine = zlib.decompressobj(wbits=47)
-        limit = self._connection.max_body
+        limit = self._sender.max_body
         try:
             plain = machine.decompress(body, limit + 1)
         except zlib.error as error:
@@ -215,7 +230,7 @@ class Call:
         return plain
 
     def _too_large(self, size: int) -> PayloadTooLarge:
-        limit = self._connection.max_body
+        limit = self._sender.max_body
         return PayloadTooLarge(
             f"a message of {size} bytes or more is over the limit of {limit}; send fewer rows, or raise"
             " max_body_bytes"
@@ -226,19 +241,19 @@ class Call:
             answer = await method.answer(self._parsed(method, body), self._deadline)
             out = answer.SerializeToString()
         except Exception as error:
-            self._connection.refuse(self, explain(error))
+            self._sender.refuse(self, explain(error))
         else:
-            self._connection.finish(self, out)
+            self._sender.finish(self, out)
 
     async def _answer_stream(self, method: StreamMethod) -> None:
         answers = method.answer(self._messages(method), self._deadline)
         try:
             async for answer in answers:
-                await self._connection.send(self, answer.SerializeToString())
+                await self._sender.send(self, answer.SerializeToString())
         except Exception as error:
-            self._connection.refuse(self, explain(error))
+            self._sender.refuse(self, explain(error))
         else:
-            self._connection.finish(self, None)
+            self._sender.finish(self, None)
 
     async def _messages(self, method: StreamMethod) -> AsyncIterator[Message]:
         """The stream's requests; each grants the client its bytes again only when it is taken up."""
@@ -246,13 +261,13 @@ class Call:
         assert inbox is not None
         while True:
             while not inbox:
-                self._waiter = self._connection.loop.create_future()
+                self._waiter = self._sender.loop.create_future()
                 await self._waiter
             body = inbox.popleft()
             if body is None:
                 return
             self.credit += len(body)
-            self._connection.grant(self)
+            self._sender.grant(self)
             yield self._parsed(method, body)
 
     def _parsed(self, method: Method | StreamMethod, body: bytes) -> Message:
@@ -269,4 +284,4 @@ class Call:
         self._message = None
         self._buffer = None
         self.cancel()
-        self._connection.refuse(self, error)
+        self._sender.refuse(self, error)

@@ -1,18 +1,16 @@
 """One HTTP/2 connection that carries gRPC calls: frames in and out, windows, limits. Knows no methods.
 
-The common call (headers and message in one segment, an answer that fits the windows) costs one parse and one
-write; everything else takes the general way through `outbox` and `_flush`.
+The reading half: answers and the peer's windows are the sender's.
 """
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, cast
 
 import hpack
 
-from foretell.core.errors import ForetellError
 from foretell.server import http2
-from foretell.server.grpc_call import HEADERS, STREAM_WINDOW, TRAILERS, Call, Opening, read_opening, refusal_block
+from foretell.server.grpc_call import STREAM_WINDOW, Call, Opening, read_opening
+from foretell.server.grpc_sender import GrpcSender
 from foretell.server.http2 import HEAD, HEAD_SIZE, ConnectionFault
 
 if TYPE_CHECKING:
@@ -22,24 +20,18 @@ CONNECTION_WINDOW = 16 * 2**20
 MAX_FRAME = 64 * 2**10
 _MAX_HEADERS = 16 * 2**10
 _MAX_OPENINGS = 256
-_ENDING = http2.END_HEADERS | http2.END_STREAM
-_HEADERS_LENGTH = len(HEADERS)
-_TRAILERS_LENGTH = len(TRAILERS)
 
 
 class GrpcConnection(asyncio.Protocol):
     """The protocol of one accepted socket. `heard_at` is when the peer last said something (loop time)."""
 
     def __init__(self, server: "LeanTransport") -> None:
-        self.loop = server.loop
-        self.max_body = server.settings.max_body_bytes
         self.heard_at = server.loop.time()
         self.pinged = False
         self._server = server
         self._routes = server.routes
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._calls: dict[int, Call] = {}
-        self._blocked: dict[int, Call] = {}
+        self._out: GrpcSender = cast(GrpcSender, None)
         self._decoder = hpack.Decoder(_MAX_HEADERS)
         self._openings: dict[bytes, Opening] = {}
         self._rest = bytearray()
@@ -48,18 +40,16 @@ class GrpcConnection(asyncio.Protocol):
         self._draining = False
         self._block: tuple[int, int, bytearray] | None = None
         self._credit = 0
-        self._window = http2.DEFAULT_WINDOW
-        self._call_window = http2.DEFAULT_WINDOW
-        self._max_frame = http2.MIN_FRAME
 
     # -- what the loop tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._out = GrpcSender(self._transport, self._server.loop, self._server.settings.max_body_bytes)
         if not self._server.admit(self):
             self._transport.abort()
             return
-        self._write(
+        self._out.write(
             http2.settings(
                 {
                     http2.SETTING_MAX_CONCURRENT_STREAMS: self._server.settings.max_connection_streams,
@@ -72,10 +62,7 @@ class GrpcConnection(asyncio.Protocol):
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for call in self._calls.values():
-            call.cancel()
-        self._calls.clear()
-        self._blocked.clear()
+        self._out.cancel_all()
         self._server.forget(self)
 
     def pause_writing(self) -> None:
@@ -86,7 +73,7 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        self.heard_at = self.loop.time()
+        self.heard_at = self._server.loop.time()
         self.pinged = False
         if self._rest:
             self._rest += data
@@ -95,7 +82,7 @@ class GrpcConnection(asyncio.Protocol):
         try:
             at = self._parse(data) if self._greeted else self._greet(data)
         except ConnectionFault as fault:
-            self._write(http2.goaway(self._last_stream, fault.code, str(fault)))
+            self._out.write(http2.goaway(self._last_stream, fault.code, str(fault)))
             self._transport.close()
             return
         if at < len(data):
@@ -103,135 +90,18 @@ class GrpcConnection(asyncio.Protocol):
 
     # -- what the server asks
 
-    @property
-    def calls(self) -> int:
-        return len(self._calls)
-
     def drain(self) -> None:
         """Take no new calls; close when those that run are answered."""
         self._draining = True
-        self._write(http2.goaway(self._last_stream, http2.NO_ERROR, "draining"))
-        self._close_if_drained()
+        self._out.write(http2.goaway(self._last_stream, http2.NO_ERROR, "draining"))
+        self._out.drain()
 
     def ping(self) -> None:
         self.pinged = True
-        self._write(http2.frame(http2.PING, 0, 0, b"keepalive"[:8]))
+        self._out.write(http2.frame(http2.PING, 0, 0, b"keepalive"[:8]))
 
     def abort(self) -> None:
         self._transport.abort()
-
-    # -- what calls ask
-
-    def finish(self, call: Call, body: bytes | None) -> None:
-        """End a call well, after its last message `body` (None: there is none left)."""
-        if self._calls.get(call.id) is not call:
-            return
-        stream = call.id
-        if body is not None:
-            size = len(body) + 5
-            if not call.opened and size <= self._window and size <= call.window and size <= self._max_frame:
-                self._window -= size
-                self._transport.write(
-                    b"".join(
-                        (
-                            HEAD.pack(0, _HEADERS_LENGTH, 1, http2.END_HEADERS, stream),
-                            HEADERS,
-                            HEAD.pack(size >> 8, size & 0xFF, 0, 0, stream),
-                            (size - 5).to_bytes(5),
-                            body,
-                            HEAD.pack(0, _TRAILERS_LENGTH, 1, _ENDING, stream),
-                            TRAILERS,
-                        )
-                    )
-                )
-                self._close(call)
-                return
-            self._enqueue(call, body)
-        self._open(call)
-        call.trailers = TRAILERS
-        self._flush(call)
-
-    async def send(self, call: Call, body: bytes) -> None:
-        """Send one of several messages; returns when the peer's windows have taken it whole."""
-        if self._calls.get(call.id) is not call:
-            return
-        self._open(call)
-        self._enqueue(call, body)
-        if not self._flush(call):
-            call.drained = self.loop.create_future()
-            await call.drained
-
-    def refuse(self, call: Call, error: ForetellError) -> None:
-        """End a call with an error."""
-        if self._calls.get(call.id) is not call:
-            return
-        block = refusal_block(error, first=not call.opened)
-        call.outbox = None
-        self._write(http2.frame(http2.HEADERS, _ENDING, call.id, block))
-        self._close(call)
-
-    def grant(self, call: Call) -> None:
-        """Let the peer send again what was taken up, once it is worth a frame."""
-        if call.credit >= STREAM_WINDOW // 2 and not call.ended:
-            self._write(http2.window_update(call.id, call.credit))
-            call.allowance += call.credit
-            call.credit = 0
-
-    # -- sending
-
-    def _write(self, data: bytes) -> None:
-        self._transport.write(data)
-
-    def _open(self, call: Call) -> None:
-        if not call.opened:
-            call.opened = True
-            self._write(http2.frame(http2.HEADERS, http2.END_HEADERS, call.id, HEADERS))
-
-    def _enqueue(self, call: Call, body: bytes) -> None:
-        if call.outbox is None:
-            call.outbox = deque()
-        call.outbox.append(len(body).to_bytes(5))
-        if body:
-            call.outbox.append(memoryview(body))
-
-    def _flush(self, call: Call) -> bool:
-        """Send what the windows allow. True if all of the call's outbox (and its trailers) went out."""
-        outbox = call.outbox
-        while outbox:
-            chunk = outbox[0]
-            size = min(len(chunk), self._window, call.window, self._max_frame)
-            if size <= 0:
-                self._blocked[call.id] = call
-                return False
-            self._write(HEAD.pack(size >> 8, size & 0xFF, http2.DATA, 0, call.id))
-            self._transport.write(chunk[:size])
-            self._window -= size
-            call.window -= size
-            if size == len(chunk):
-                outbox.popleft()
-            else:
-                outbox[0] = memoryview(chunk)[size:]
-        self._blocked.pop(call.id, None)
-        if call.trailers:
-            self._write(http2.frame(http2.HEADERS, _ENDING, call.id, call.trailers))
-            self._close(call)
-        elif call.drained is not None and not call.drained.done():
-            call.drained.set_result(None)
-        return True
-
-    def _close(self, call: Call) -> None:
-        """Forget an answered call; a client that is still sending is told to stop."""
-        del self._calls[call.id]
-        if self._blocked:
-            self._blocked.pop(call.id, None)
-        if not call.ended:
-            self._write(http2.rst_stream(call.id, http2.NO_ERROR))
-        if self._draining:
-            self._close_if_drained()
-
-    def _close_if_drained(self) -> None:
-        if self._draining and not self._calls:
-            self._transport.close()
 
     # -- receiving
 
@@ -274,9 +144,9 @@ class GrpcConnection(asyncio.Protocol):
         size = len(payload)
         self._credit += size
         if self._credit >= CONNECTION_WINDOW // 2:
-            self._write(http2.window_update(0, self._credit))
+            self._out.write(http2.window_update(0, self._credit))
             self._credit = 0
-        call = self._calls.get(stream)
+        call = self._out.calls.get(stream)
         if call is None or call.ended:
             if stream == 0 or stream > self._last_stream:
                 raise ConnectionFault(http2.PROTOCOL_ERROR, f"DATA on stream {stream}, which is not open")
@@ -288,8 +158,8 @@ class GrpcConnection(asyncio.Protocol):
         if flags & http2.PADDED:
             payload = http2.without_padding(payload, flags & http2.PADDED)
         call.receive(payload, bool(flags & http2.END_STREAM))
-        if call.credit >= STREAM_WINDOW // 2 and stream in self._calls:
-            self.grant(call)
+        if call.credit >= STREAM_WINDOW // 2 and stream in self._out.calls:
+            self._out.grant(call)
 
     def _on_headers(self, stream: int, flags: int, payload: bytes) -> None:
         if stream % 2 == 0:
@@ -315,7 +185,7 @@ class GrpcConnection(asyncio.Protocol):
     def _on_block(self, stream: int, flags: int, block: bytes) -> None:
         """A call's opening, or the trailers that end its requests."""
         opening = self._opening(block)
-        call = self._calls.get(stream)
+        call = self._out.calls.get(stream)
         if call is not None:
             if not flags & http2.END_STREAM:
                 raise ConnectionFault(http2.PROTOCOL_ERROR, "second HEADERS of a stream without its end")
@@ -326,16 +196,16 @@ class GrpcConnection(asyncio.Protocol):
         self._last_stream = stream
         if self._draining:
             return
-        if len(self._calls) >= self._server.settings.max_connection_streams:
-            self._write(http2.rst_stream(stream, http2.REFUSED_STREAM))
+        if len(self._out.calls) >= self._server.settings.max_connection_streams:
+            self._out.write(http2.rst_stream(stream, http2.REFUSED_STREAM))
             return
         if opening is None:
-            self._write(http2.rst_stream(stream, http2.PROTOCOL_ERROR))
+            self._out.write(http2.rst_stream(stream, http2.PROTOCOL_ERROR))
             return
-        call = self._calls[stream] = Call(self, stream, opening, self._call_window)
-        call.begin()
+        opened = self._out.calls[stream] = Call(self._out, stream, opening, self._out.call_window)
+        opened.begin()
         if flags & http2.END_STREAM:
-            call.end()
+            opened.end()
 
     def _opening(self, block: bytes) -> Opening | None:
         """What a header block says. Blocks of nothing but references into the header table mean the same as
@@ -345,7 +215,7 @@ class GrpcConnection(asyncio.Protocol):
         if known is not None:
             return known
         try:
-            headers = self._decoder.decode(block, raw=True)
+            headers = list(self._decoder.decode(block, raw=True))
         except hpack.HPACKError as error:
             raise ConnectionFault(http2.COMPRESSION_ERROR, f"headers cannot be read: {error}") from None
         opening = read_opening(headers, self._routes)
@@ -358,61 +228,20 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_other(self, kind: int, stream: int, flags: int, payload: bytes) -> None:
         if kind == http2.WINDOW_UPDATE:
-            self._on_window(stream, http2.read_u32(payload))
+            self._out.on_window(stream, http2.read_u32(payload))
         elif kind == http2.RST_STREAM:
             http2.read_u32(payload)
-            call = self._calls.pop(stream, None)
-            self._blocked.pop(stream, None)
-            if call is not None:
-                call.cancel()
-                self._close_if_drained()
+            self._out.cancel(stream)
         elif kind == http2.SETTINGS:
             if not flags & http2.ACK:
-                self._on_settings(payload)
+                self._out.on_settings(payload)
         elif kind == http2.PING:
             if len(payload) != 8:
                 raise ConnectionFault(http2.FRAME_SIZE_ERROR, "PING of another size than 8")
             if not flags & http2.ACK:
-                self._write(http2.frame(http2.PING, http2.ACK, 0, payload))
+                self._out.write(http2.frame(http2.PING, http2.ACK, 0, payload))
         elif kind == http2.CONTINUATION:
             self._on_continuation(flags, payload)
         elif kind == http2.PUSH_PROMISE:
             raise ConnectionFault(http2.PROTOCOL_ERROR, "a client cannot promise pushes")
         # PRIORITY, the client's GOAWAY and unknown types ask nothing of us.
-
-    def _on_window(self, stream: int, increment: int) -> None:
-        if increment == 0:
-            raise ConnectionFault(http2.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-        if stream == 0:
-            self._window += increment
-            if self._window > http2.MAX_WINDOW:
-                raise ConnectionFault(http2.FLOW_CONTROL_ERROR, "the connection's window overflows")
-            for call in list(self._blocked.values()):
-                if self._window <= 0:
-                    break
-                self._flush(call)
-            return
-        call = self._calls.get(stream)
-        if call is None:
-            return
-        call.window += increment
-        if call.window > http2.MAX_WINDOW:
-            raise ConnectionFault(http2.FLOW_CONTROL_ERROR, f"the window of stream {stream} overflows")
-        if stream in self._blocked:
-            self._flush(call)
-
-    def _on_settings(self, payload: bytes) -> None:
-        for name, value in http2.read_settings(payload):
-            if name == http2.SETTING_INITIAL_WINDOW_SIZE:
-                if value > http2.MAX_WINDOW:
-                    raise ConnectionFault(http2.FLOW_CONTROL_ERROR, f"an initial window of {value}")
-                for call in self._calls.values():
-                    call.window += value - self._call_window
-                self._call_window = value
-            elif name == http2.SETTING_MAX_FRAME_SIZE:
-                if not http2.MIN_FRAME <= value <= http2.MAX_FRAME:
-                    raise ConnectionFault(http2.PROTOCOL_ERROR, f"a largest frame of {value}")
-                self._max_frame = min(value, 2**20)
-        self._write(http2.frame(http2.SETTINGS, http2.ACK, 0))
-        for call in list(self._blocked.values()):
-            self._flush(call)
