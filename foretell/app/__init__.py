@@ -1,0 +1,1 @@
+"""Composes the rooms into a running server; the only room that knows them all."""

@@ -55,6 +55,11 @@ class Pool:
         for replica in self.lanes[count:]:
             self._retire(replica)
 
+    def total_replica_seconds(self) -> float:
+        """Time that replicas were up, busy or idle, added over all of them."""
+        now = time.monotonic()
+        return self.replica_seconds + sum(now - replica.started_at for replica in self.lanes)
+
     def states(self) -> dict[str, int]:
         """Replicas by state, for metrics."""
         return {"ready": len(self.lanes), "starting": self._starting}

@@ -1,6 +1,7 @@
 """scikit-learn packages: a fitted estimator in skops format (no code), or pickled under --trust-code."""
 
 import importlib
+from pathlib import Path
 from typing import Any, Literal
 
 import joblib
@@ -17,6 +18,19 @@ from foretell.runtimes.columns import CLASS_NAMES, PROBABILITY_NAMES, fit_output
 from foretell.runtimes.options import artifact_signature, only_cpu, read_options
 from foretell.runtimes.trust import refuse_untrusted
 from foretell.store.package import Package
+
+PLAIN_DATA = frozenset(
+    {
+        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.metrics._dist_metrics.EuclideanDistance64",
+        "sklearn.neighbors._ball_tree.BallTree",
+        "sklearn.neighbors._kd_tree.KDTree",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+        "sklearn.tree._tree.Tree",
+    }
+)
+"""scikit-learn's own arrays and trees, which skops leaves to us to vouch for: they hold numbers and run no code."""
 
 Method = Literal["predict", "predict_proba", "decision_function", "transform", "score_samples"]
 
@@ -99,6 +113,11 @@ def _default_method(estimator: Any, spec: TensorSpec) -> Method:
     return "transform"
 
 
+def untrusted_types(path: Path) -> list[str]:
+    """Types in a .skops file whose loading might run code: neither skops nor `PLAIN_DATA` vouches for them."""
+    return [name for name in get_untrusted_types(file=path) if name not in PLAIN_DATA]
+
+
 def load_estimator(package: Package, trust_code: bool) -> Any:
     """The fitted estimator. A .skops file loads without running code unless it names types skops does not know.
 
@@ -110,13 +129,13 @@ def load_estimator(package: Package, trust_code: bool) -> Any:
     try:
         if path.suffix != ".skops":
             return joblib.load(path)
-        unknown = get_untrusted_types(file=path)
+        unknown = untrusted_types(path)
     except Exception as error:
         raise PackageError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from None
     if unknown and not trust_code:
         refuse_untrusted(package, f"{path.name} holds types that skops cannot vouch for: {', '.join(unknown)}")
     try:
-        return load_skops(path, trusted=unknown)
+        return load_skops(path, trusted=[*unknown, *PLAIN_DATA])
     except Exception as error:
         raise PackageError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from None
 
