@@ -69,7 +69,7 @@ def open_xgboost(package: Package, threads: int, device: str) -> tuple[Score, in
         booster.set_param({"nthread": threads, "device": device})
         features = booster.num_features()
         objective = json.loads(booster.save_config())["learner"]["objective"]["name"]
-    except xgboost.core.XGBoostError as error:
+    except (xgboost.core.XGBoostError, UnicodeDecodeError) as error:  # its messages quote the file's bytes
         raise PackageError(f"{package.artifact.name} is not a booster xgboost can read: {_tail(error)}") from None
     best = booster.attr("best_iteration")
     trees = (0, int(best) + 1) if best is not None else (0, 0)
@@ -84,6 +84,10 @@ def open_xgboost(package: Package, threads: int, device: str) -> tuple[Score, in
 def open_lightgbm(package: Package, threads: int) -> tuple[Score, int]:
     """The booster's score function and its number of features."""
     lightgbm = importlib.import_module("lightgbm")
+    text = package.artifact.read_bytes()
+    # lightgbm aborts the whole process on a file that is cut short, so look before it does.
+    if not text.startswith(b"tree") or b"\nend of trees" not in text:
+        raise PackageError(f"{package.artifact.name} is not a lightgbm model in text format, or it is cut short")
     try:
         booster = lightgbm.Booster(model_file=str(package.artifact))
     except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
@@ -110,7 +114,5 @@ def open_predictor(package: Package, settings: ReplicaSettings, trust_code: bool
         score, features = open_lightgbm(package, settings.threads)
     width = sum(s.shape[1] if len(s.shape) > 1 else 1 for s in signature.inputs)
     if all(-1 not in s.shape[1:] for s in signature.inputs) and width != features:
-        raise PackageError(
-            f"{package.artifact.name} was fitted on {features} features, model.toml declares {width}"
-        )
+        raise PackageError(f"{package.artifact.name} was fitted on {features} features, model.toml declares {width}")
     return BoostingPredictor(score, signature, options.classes)

@@ -99,7 +99,5 @@ def make_step(step: ImageStep, context: Context) -> Image:
             f"the image step makes [-1, {', '.join(map(str, size))}] ({step.layout}), the model takes {spec}"
         )
     if not 0 < step.crop <= 1 or 0 in step.std:
-        raise PackageError(
-            f"the image step has crop {step.crop} (expected 0 < crop ≤ 1) or a std of 0: {step.std}"
-        )
+        raise PackageError(f"the image step has crop {step.crop} (expected 0 < crop ≤ 1) or a std of 0: {step.std}")
     return Image(step, DTYPES[spec.datatype])

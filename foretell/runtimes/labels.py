@@ -23,8 +23,7 @@ class Labels:
         scores = tensors[self._step.input]
         if scores.ndim != 2 or scores.shape[1] != len(self._labels):
             raise ModelFailed(
-                f'"{self._step.input}" has shape {list(scores.shape)}; the package names'
-                f" {len(self._labels)} labels"
+                f'"{self._step.input}" has shape {list(scores.shape)}; the package names {len(self._labels)} labels'
             )
         shares = softmax(scores) if self._step.softmax else scores.astype(np.float32)
         best = top_indices(shares, self._step.top)

@@ -75,8 +75,7 @@ def check_agreement(declared: Signature, actual: Signature, package: Package) ->
                 )
             if not _agree(spec, by_name[spec.name]):
                 raise PackageError(
-                    f"{package.path.name}: model.toml declares the {kind} {spec}, the model has"
-                    f" {by_name[spec.name]}"
+                    f"{package.path.name}: model.toml declares the {kind} {spec}, the model has {by_name[spec.name]}"
                 )
         if kind == "input" and (missing := by_name.keys() - {s.name for s in wanted}):
             raise PackageError(

@@ -30,7 +30,7 @@ PLAIN_DATA = frozenset(
         "sklearn.tree._tree.Tree",
     }
 )
-"""scikit-learn's own arrays and trees, which skops leaves to us to vouch for: they hold numbers and run no code."""
+"""scikit-learn's own arrays and trees, which skops leaves us to vouch for: they hold numbers and run no code."""
 
 Method = Literal["predict", "predict_proba", "decision_function", "transform", "score_samples"]
 
@@ -152,7 +152,5 @@ def open_predictor(package: Package, settings: ReplicaSettings, trust_code: bool
     width = sum(s.shape[1] if len(s.shape) > 1 else 1 for s in signature.inputs)
     numeric = all(s.datatype != "BYTES" and -1 not in s.shape[1:] for s in signature.inputs)
     if expected is not None and numeric and int(np.asarray(expected)) != width:
-        raise PackageError(
-            f"{package.artifact.name} was fitted on {expected} features, model.toml declares {width}"
-        )
+        raise PackageError(f"{package.artifact.name} was fitted on {expected} features, model.toml declares {width}")
     return SklearnPredictor(estimator, signature, choose_methods(estimator, signature, options.outputs))

@@ -40,9 +40,7 @@ def make_step(step: TextStep, context: Context) -> Text:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise PackageError(
-            f"{path.name} is not a tokenizer that this version of tokenizers reads: {error}"
-        ) from None
+        raise PackageError(f"{path.name} is not a tokenizer that this version of tokenizers reads: {error}") from None
     tokenizer.enable_truncation(max_length=step.max_length)
     tokenizer.enable_padding(**_padding(tokenizer))
     feeds = {s.name: DTYPES[s.datatype] for s in context.model.inputs if s.name in _FIELDS}

@@ -54,9 +54,7 @@ class TorchPredictor:
         with torch.inference_mode():
             result = self._module(*tensors[: self._positional], **by_keyword)
         names = [s.name for s in self._signature.outputs]
-        return {
-            name: tensor.detach().cpu().numpy() for name, tensor in zip(names, flatten(result, names), strict=True)
-        }
+        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, flatten(result, names), strict=True)}
 
     def close(self) -> None:
         self._module = None
@@ -78,9 +76,7 @@ def flatten(result: Any, names: Sequence[str]) -> list[torch.Tensor]:
     return list(result)
 
 
-def read_program(
-    program: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
-) -> tuple[Signature, list[str]]:
+def read_program(program: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> tuple[Signature, list[str]]:
     """The signature of an exported program, and the keywords by which it takes its last inputs.
 
     `inputs` and `outputs` rename in order; without them inputs have the program's names, outputs the keys of the
@@ -95,9 +91,7 @@ def read_program(
     return Signature(*specs), [str(name) for name in keywords]
 
 
-def _rename(
-    kind: str, values: Mapping[str, Any], own: Sequence[str], names: Sequence[str]
-) -> tuple[TensorSpec, ...]:
+def _rename(kind: str, values: Mapping[str, Any], own: Sequence[str], names: Sequence[str]) -> tuple[TensorSpec, ...]:
     if len(names) != len(own):
         raise PackageError(
             f"the program has {len(own)} {kind}, model.toml names {len(names)} ({', '.join(names)}); name them all"
@@ -112,9 +106,7 @@ def _spec(name: str, value: Any) -> TensorSpec:
     try:
         dtype = torch.empty(0, dtype=value.dtype).numpy().dtype
     except TypeError:
-        raise PackageError(
-            f'"{name}" has dtype {value.dtype}, which no protocol can carry; re-export it'
-        ) from None
+        raise PackageError(f'"{name}" has dtype {value.dtype}, which no protocol can carry; re-export it') from None
     shape = tuple(d if isinstance(d, int) else -1 for d in value.shape)
     return TensorSpec(name, datatype_of(np.empty(0, dtype)), shape)
 
@@ -123,9 +115,7 @@ def open_predictor(package: Package, settings: ReplicaSettings, trust_code: bool
     """Load the program. Raises `UntrustedCode` without `trust_code`: torch.export.load unpickles parts of it."""
     options = read_options(package.manifest, TorchOptions)
     if not trust_code:
-        refuse_untrusted(
-            package, f"{package.artifact.name} is a torch.export file, parts of which torch unpickles"
-        )
+        refuse_untrusted(package, f"{package.artifact.name} is a torch.export file, parts of which torch unpickles")
     device = prepare(settings.device, settings.threads)
     try:
         program = torch.export.load(package.artifact)

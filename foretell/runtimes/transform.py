@@ -58,9 +58,7 @@ class Transformed:
         self._predictor.close()
 
 
-def transformed(
-    predictor: Predictor, package: Package, settings: ReplicaSettings, trust_code: bool
-) -> Transformed:
+def transformed(predictor: Predictor, package: Package, settings: ReplicaSettings, trust_code: bool) -> Transformed:
     """Wrap `predictor` in the steps of the package's model.toml.
 
     Raises `PackageError` if a step needs a tensor that nothing makes or a file that is not there, `UntrustedCode`

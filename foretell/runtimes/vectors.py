@@ -20,9 +20,7 @@ class Pool:
     def __call__(self, tensors: Tensors, given: Tensors) -> Tensors:
         vectors = tensors[self._step.input]
         if vectors.ndim != 3:
-            raise ModelFailed(
-                f'pooling needs "{self._step.input}" as [n, t, d], the model made {list(vectors.shape)}'
-            )
+            raise ModelFailed(f'pooling needs "{self._step.input}" as [n, t, d], the model made {list(vectors.shape)}')
         mask = given[MASK] if self._masked else np.ones(vectors.shape[:2], np.int64)
         return {self._step.output: pool(vectors, mask, self._step.method)}
 

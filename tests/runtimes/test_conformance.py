@@ -85,9 +85,7 @@ def test_inputs_may_be_read_only_views_of_a_receive_buffer_and_are_not_changed(k
     for name, array in kind.inputs.items():
         frozen[name] = array.copy()
         if array.dtype != object:
-            frozen[name] = (
-                np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
-            )
+            frozen[name] = np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
         frozen[name].flags.writeable = False
     assert_same(predictor.predict(frozen), predictor.predict(kind.inputs), kind.tolerance)
 

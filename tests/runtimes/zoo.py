@@ -60,9 +60,7 @@ def bytes_column(items: list[bytes]) -> np.ndarray:
 
 
 def onnx_kind(folder: Path) -> Kind:
-    model = to_onnx(
-        LogisticRegression(max_iter=500).fit(X, Y), X[:1].astype(np.float32), options={"zipmap": False}
-    )
+    model = to_onnx(LogisticRegression(max_iter=500).fit(X, Y), X[:1].astype(np.float32), options={"zipmap": False})
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     return Kind(write_package(folder, "onnx", "model.onnx", IRIS), {"X": TABLE})
 
@@ -154,9 +152,7 @@ def embedder(width: int = 5) -> onnx.ModelProto:
         helper.make_node("Unsqueeze", ["mask", "axis"], ["column"]),
         helper.make_node("Add", ["rows", "column"], ["hidden"]),
     ]
-    ids = [
-        helper.make_tensor_value_info(n, TensorProto.INT64, ["n", "t"]) for n in ("input_ids", "attention_mask")
-    ]
+    ids = [helper.make_tensor_value_info(n, TensorProto.INT64, ["n", "t"]) for n in ("input_ids", "attention_mask")]
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["n", "t", width])
     constants = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([2]), "axis")]
     return save_ready(helper.make_graph(nodes, "embedder", ids, [hidden], constants))
@@ -184,9 +180,7 @@ def labelled_kind(make: Callable[[Path], Kind], runtime: str) -> Callable[[Path]
     def kind(folder: Path) -> Kind:
         inner = make(folder)
         (folder / "labels.json").write_text('["setosa", "versicolor", "virginica"]')
-        sig = signature(
-            [spec("X", "FP32", -1, 4)], [spec("label", "BYTES", -1, 2), spec("probability", "FP32", -1, 2)]
-        )
+        sig = signature([spec("X", "FP32", -1, 4)], [spec("label", "BYTES", -1, 2), spec("probability", "FP32", -1, 2)])
         step = {"kind": "labels", "input": "probabilities", "softmax": False, "top": 2}
         tells_itself = {"onnx": {}, "torch": NAMES}
         package = write_package(
