@@ -5,7 +5,7 @@ Public and stable: applications may test against it. Knows core and the plane's 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -14,6 +14,9 @@ from foretell.core.reference import Reference
 from foretell.core.request import Request, Response, Timing
 from foretell.core.tensor import Signature, Tensors
 from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
+from foretell.server.http import Body, HttpApp
+from foretell.server.http import Request as HttpRequest
+from foretell.server.http import Response as HttpResponse
 
 Predict = Callable[[Tensors], Tensors]
 
@@ -145,3 +148,35 @@ class FakePlane:
     def _counts(self, model: FakeModel) -> VersionStatistics:
         key = (model.name, model.version)
         return self._statistics.setdefault(key, VersionStatistics(model.name, model.version))
+
+
+class Client:
+    """Calls an HTTP application's handlers in this process, without sockets: routes, conversions and errors are
+    the real ones. Only what connections do (limits, time-outs, compression) is left out.
+    """
+
+    def __init__(self, app: HttpApp) -> None:
+        self._app = app
+
+    async def request(
+        self, method: str, target: str, body: Body = b"", headers: Mapping[str, str] | None = None
+    ) -> HttpResponse:
+        """The response to one request; errors come back as the responses a client would see."""
+        lines = {k.lower().encode(): v.encode() for k, v in (headers or {}).items()}
+        request = HttpRequest(method.encode(), target.encode(), lines, body)
+        try:
+            return await self._app.find(request)(request)
+        except Exception as error:
+            return self._app.refusal(request, error)
+
+    async def get(self, target: str) -> HttpResponse:
+        return await self.request("GET", target)
+
+    async def post(self, target: str, value: object) -> HttpResponse:
+        """Send `value` (msgspec structs, dicts, lists) as JSON."""
+        return await self.request("POST", target, msgspec.json.encode(value))
+
+
+def client(app: HttpApp) -> Client:
+    """An in-process client of `foretell.server.app.App`."""
+    return Client(app)
