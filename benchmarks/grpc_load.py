@@ -63,7 +63,7 @@ def run(
         data = Path(folder, "frame")
         data.write_bytes(body)
         command = [
-            program, "-c", str(clients), "-m", "1", "-t", "1", "-D", f"{duration_s:g}", "-d", str(data),
+            program, "-c", str(clients), "-m", "1", "-t", "1", "-D", f"{round(duration_s * 1000)}ms", "-d", str(data),
             "-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{host}:{port}/{method}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=duration_s + 30, check=False)

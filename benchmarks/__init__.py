@@ -1,0 +1,1 @@
+"""foretell beside other servers: same models, same load generator, one interleaved run."""
