@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterable
 
+from foretell.accel.hardware import usable_cores
 from foretell.app.config import Config, ModelSettings, override
 from foretell.core.errors import ConfigError, ForetellError, NotFound, did_you_mean
 from foretell.core.reference import Reference
@@ -133,7 +133,7 @@ class Catalog:
             return
         manifest = package.manifest
         given = self._config.models.get(name, ModelSettings())
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         replicas = fit(override(name, "replicas", manifest.replicas, given.replicas), cores)
         spec = DeploymentSpec(
             name=name,

@@ -11,6 +11,7 @@ from foretell.core.tensor import Signature, TensorSpec
 from foretell.importers.draft import Draft
 from foretell.importers.forms import Form, settle
 from foretell.importers.graphs import name_outputs
+from foretell.runtimes.boosting import look_through_lightgbm
 
 _OPSET = 15
 
@@ -22,11 +23,12 @@ def import_file(path: Path, draft: Draft, kind: str) -> None:
 
         try:
             _import_xgboost(xgboost.Booster(model_file=str(path)), None, draft)
-        except xgboost.core.XGBoostError as error:
+        except (xgboost.core.XGBoostError, UnicodeDecodeError) as error:  # its messages quote the file's bytes
             raise PackageError(f"{path}: not a booster xgboost can read ({str(error).splitlines()[0]})") from None
         return
     import lightgbm
 
+    look_through_lightgbm(path)
     try:
         booster = lightgbm.Booster(model_file=str(path))
     except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
@@ -46,6 +48,10 @@ def import_object(model: Any, draft: Draft) -> None:
 def _import_xgboost(booster: Any, classes: Any, draft: Draft) -> None:
     learner = json.loads(booster.save_config())["learner"]
     objective = learner["objective"]["name"]
+    if objective == "multi:softmax":  # the same trees, but answering with the class alone
+        objective = "multi:softprob"
+        booster = booster.copy()
+        booster.set_param({"objective": objective})
     count = int(learner["learner_model_param"]["num_class"])
     signature = _signature(booster.num_features(), objective.startswith(("binary:logistic", "multi:")), count, classes)
 
@@ -118,7 +124,4 @@ def _refuse_named(classes: Any) -> None:
 def _onnx_form(graph: Any, signature: Signature, folder: Path, converter: str) -> Form:
     name_outputs(graph.graph, signature)
     (folder / "model.onnx").write_bytes(graph.SerializeToString())
-    outputs = signature.outputs
-    if outputs[0].name == "prediction":  # the converters give every prediction a second axis
-        outputs = tuple(TensorSpec(s.name, s.datatype, (*s.shape, 1)[:2]) for s in outputs)
-    return Form("onnx", "model.onnx", Signature(signature.inputs, outputs), converter=converter)
+    return Form("onnx", "model.onnx", signature, converter=converter)

@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -81,13 +82,17 @@ def open_xgboost(package: Package, threads: int, device: str) -> tuple[Score, in
     return lambda rows: booster.inplace_predict(rows, iteration_range=trees, validate_features=False), features
 
 
+def look_through_lightgbm(path: Path) -> None:
+    """Raise `PackageError` unless the file has a beginning and an end: lightgbm aborts the process on half of one."""
+    text = path.read_bytes()
+    if not text.startswith(b"tree") or b"\nend of trees" not in text:
+        raise PackageError(f"{path.name} is not a lightgbm model in text format, or it is cut short")
+
+
 def open_lightgbm(package: Package, threads: int) -> tuple[Score, int]:
     """The booster's score function and its number of features."""
     lightgbm = importlib.import_module("lightgbm")
-    text = package.artifact.read_bytes()
-    # lightgbm aborts the whole process on a file that is cut short, so look before it does.
-    if not text.startswith(b"tree") or b"\nend of trees" not in text:
-        raise PackageError(f"{package.artifact.name} is not a lightgbm model in text format, or it is cut short")
+    look_through_lightgbm(package.artifact)
     try:
         booster = lightgbm.Booster(model_file=str(package.artifact))
     except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:

@@ -1,38 +1,23 @@
-"""Cores, memory, price: container limits count, and replicas and threads fit the cores together."""
+"""Cores: a container's quota counts, and nonsense is ignored."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from foretell.accel import hardware
-from foretell.core.settings import ReplicaSettings
+from foretell.accel.hardware import usable_cores
 
 
-def test_a_container_s_limits_count(tmp_path):
-    (tmp_path / "cpu.max").write_text("100000 100000\n")
-    (tmp_path / "memory.max").write_text(f"{2**30}\n")
-    found = hardware.detect(groups=tmp_path)
-    assert (found.cores, found.memory_bytes) == (1, 2**30)
+def cores(folder, text):
+    (folder / "cpu.max").write_text(text)
+    return usable_cores(folder)
 
 
-@pytest.mark.parametrize("quota", ["max 100000", "50000 100000", "nonsense"])
-def test_there_is_always_a_core(tmp_path, quota):
-    (tmp_path / "cpu.max").write_text(quota)
-    assert hardware.detect(groups=tmp_path).cores >= 1
+def test_a_container_s_quota_counts(tmp_path):
+    assert cores(tmp_path, "100000 100000\n") == 1
 
 
-def test_a_set_price_is_used_and_a_guess_says_that_it_is_one(tmp_path):
-    assert hardware.detect(1.5, tmp_path).dollars_per_hour == 1.5
-    guessed = hardware.detect(None, tmp_path)
-    assert guessed.dollars_per_hour > 0
-    assert "a guess" in str(guessed)
-    assert "a guess" not in str(hardware.detect(0.0, tmp_path))
+@pytest.mark.parametrize("text", ["max 100000\n", "", "nonsense"])
+def test_without_a_quota_every_core_of_the_affinity_counts(tmp_path, text):
+    assert cores(tmp_path, text) == usable_cores(tmp_path / "absent") >= 1
 
 
-@given(st.integers(0, 8), st.integers(0, 8), st.integers(1, 128))
-def test_what_is_set_stays_and_the_rest_fits_the_cores(count, threads, cores):
-    divided = hardware.divide(ReplicaSettings(count=count, threads=threads), cores)
-    assert divided.count == (count or divided.count) >= 1
-    assert divided.threads == (threads or divided.threads) >= 1
-    if not (count and threads):
-        assert divided.count * divided.threads <= max(cores, count, threads)
+def test_half_a_core_is_still_one(tmp_path):
+    assert cores(tmp_path, "50000 100000") == 1

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.datasets import load_digits
-from torch.nn import functional
 from zoo import bytes_column, signature, spec, write_package
 
 from examples import demo_models
@@ -37,6 +35,7 @@ def test_the_digits_classifier_reads_most_digits_that_it_has_not_seen(tmp_path):
 
 def lite0_by_torch(weights, image):
     """The network again, straight from its definition: torch operators, batch norm not folded."""
+    functional = pytest.importorskip("torch.nn.functional", reason="torch is not installed")
 
     def conv(x, name, stride=1):
         kernel = weights[f"{name}.weight"]
@@ -67,6 +66,7 @@ def lite0_by_torch(weights, image):
 
 def test_lite0_in_onnx_answers_like_the_network_in_torch(tmp_path):
     folder = built(demo_models.lite0, tmp_path)
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     weights = torch.load(demo_models.find(demo_models.LITE0), weights_only=True)
     pixels = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
     with torch.inference_mode():
@@ -78,6 +78,7 @@ def test_lite0_in_onnx_answers_like_the_network_in_torch(tmp_path):
 
 def test_the_checkpoint_reader_reads_what_torch_reads():
     path = built(lambda _: demo_models.find(demo_models.LITE0), None)
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     theirs = torch.load(path, weights_only=True)
     ours = read_checkpoint(path)
     assert set(ours) == set(theirs)
