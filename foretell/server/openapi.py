@@ -23,6 +23,10 @@ _EXAMPLES: dict[object, Any] = {
     InferDocument: _INFER,
     EmbeddingsDocument: {"model": "minilm", "input": ["How far is the moon?"]},
 }
+_PATTERNS = {
+    "model": "^[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9._-]*)?$",
+    "version": "^[0-9]+$",
+}
 _REASONS = {
     400: "Malformed, or not what the model expects",
     403: "Would run code the operator does not trust",
@@ -59,9 +63,7 @@ class Docs:
 def document(routes: list[Route], version: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a route table, as a value that JSON can hold."""
     types = [t for route in routes for t in (route.takes, route.gives) if t is not None]
-    schemas, components = msgspec.json.schema_components(
-        [*types, Error], ref_template="#/components/schemas/{name}"
-    )
+    schemas, components = msgspec.json.schema_components([*types, Error], ref_template="#/components/schemas/{name}")
     schema_of = {repr(t): s for t, s in zip([*types, Error], schemas, strict=True)}
     paths: dict[str, Any] = {}
     for route in routes:
@@ -95,7 +97,7 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
         "tags": [route.tag],
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.template}").rstrip("_"),
         "parameters": [
-            {"name": n, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            {"name": n, "in": "path", "required": True, "schema": {"type": "string", "pattern": _PATTERNS[n]}}
             for n in names
         ],
         "responses": responses,
