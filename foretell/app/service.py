@@ -11,6 +11,7 @@ from pathlib import Path
 from foretell import __version__
 from foretell.app.catalog import Catalog
 from foretell.app.config import Config
+from foretell.app.telemetry import Telemetry
 from foretell.core.errors import ConfigError
 from foretell.core.reference import Reference, check_name, parse_reference
 from foretell.fleet.launcher import Launcher, LocalProcess
@@ -22,7 +23,6 @@ from foretell.server.listener import HttpServer
 from foretell.store.package import Package
 from foretell.store.store import Store
 from foretell.telemetry.metrics import LiveVersion
-from foretell.telemetry.pipeline import Telemetry, TelemetrySettings
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,8 @@ class Service:
     def __init__(self, config: Config, store: Store, launch: Launcher = LocalProcess) -> None:
         self.config = config
         self.http_port = self.grpc_port = 0
-        observations = config.observations
-        settings = TelemetrySettings(observations.access_log, observations.folder, observations.capacity)
-        self.telemetry = Telemetry(settings, self._live)
-        record = self.telemetry.record if observations.enabled else _ignore
-        self.plane = Plane(launch, record, observations.sample_rate)
+        self.telemetry = Telemetry(config.observations, self._live)
+        self.plane = Plane(launch, self.telemetry.record, config.observations.sample_rate)
         self._scratch = tempfile.TemporaryDirectory(prefix="foretell-")
         wanted, fixed = _served(config, Path(self._scratch.name))
         self.catalog = Catalog(self.plane, store, config, wanted, fixed)
@@ -88,10 +85,6 @@ class Service:
             )
             for deployment in self.plane.deployments
         ]
-
-
-def _ignore(observation: object) -> None:
-    """The null twin of the sink: observations are off."""
 
 
 def _served(config: Config, scratch: Path) -> tuple[list[Reference], dict[str, Package]]:
