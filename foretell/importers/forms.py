@@ -89,6 +89,8 @@ def _take(draft: Draft, folder: Path, form: Form, parity: Parity | None) -> None
     draft.runtime, draft.artifact, draft.signature = form.runtime, form.artifact, form.signature
     draft.options, draft.converter, draft.runs_code = form.options, form.converter, form.runs_code
     draft.parity = parity
+    if form.runs_code:
+        draft.report("loading it runs code (types that the safe loader cannot vouch for): it needs --trust-code")
 
 
 def _short(error: Exception) -> str:
