@@ -5,6 +5,8 @@ above HTTP.
 import asyncio
 import ssl
 from collections.abc import Sequence
+from typing import cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -91,8 +93,8 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[int] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports don't derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def exchange(self, request: bytes) -> "asyncio.Future[int]":
         """Write `request`; the future is its answer's status."""
