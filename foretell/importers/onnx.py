@@ -1,7 +1,8 @@
 """ONNX files: the signature is read from the graph; a tokenizer or labels beside it become transforms."""
 
-import json
 from pathlib import Path
+
+import msgspec
 
 from foretell.accel.ort import Description, describe
 from foretell.core.errors import PackageError
@@ -58,7 +59,10 @@ def _add_text(draft: Draft) -> None:
 
 
 def _add_labels(draft: Draft) -> None:
-    labels = json.loads((draft.folder / "labels.json").read_text())
+    try:
+        labels = msgspec.json.decode((draft.folder / "labels.json").read_bytes(), type=list[str])
+    except msgspec.DecodeError as error:
+        raise PackageError(f'labels.json is no list of names, ["cat", "dog", …]: {error}') from None
     scores = [s for s in draft.signature.outputs if s.datatype.startswith("FP") and len(s.shape) == 2]
     fitting = [s for s in scores if s.shape[1] in (-1, len(labels))]
     if len(fitting) != 1:

@@ -51,9 +51,7 @@ def move_alias(
     else:
         connection.execute(ALIASES.update().where(here).values(number=after))
     if before != after:
-        connection.execute(
-            ALIAS_HISTORY.insert().values(name=name, alias=alias, before=before, after=after, at=at)
-        )
+        connection.execute(ALIAS_HISTORY.insert().values(name=name, alias=alias, before=before, after=after, at=at))
     return AliasChange(name, alias, before, after, at)
 
 

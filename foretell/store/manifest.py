@@ -205,7 +205,6 @@ def manifest_document(manifest: Manifest) -> dict[str, Any]:
 
 def encode_manifest(manifest: Manifest) -> str:
     """Write model.toml for people: identity first, defaults left out."""
-    return (
-        "# A foretell package. `foretell show` explains it; docs/packages.md lists every key.\n"
-        + tomli_w.dumps(manifest_document(manifest))
+    return "# A foretell package. `foretell show` explains it; docs/packages.md lists every key.\n" + tomli_w.dumps(
+        manifest_document(manifest)
     )

@@ -61,8 +61,7 @@ def package_files(folder: Path) -> list[str]:
 def file_hashes(folder: Path, manifest: Manifest) -> dict[str, str]:
     """The sha256 of each file of the package; that of model.toml is `manifest_hash`."""
     return {
-        name: manifest_hash(manifest) if name == MANIFEST else _sha256(folder / name)
-        for name in package_files(folder)
+        name: manifest_hash(manifest) if name == MANIFEST else _sha256(folder / name) for name in package_files(folder)
     }
 
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from foretell.core.errors import InvalidInput, PackageError, did_you_mean
-from foretell.core.tensor import DTYPES, Tensor, Tensors, TensorSpec
+from foretell.core.tensor import DTYPES, Signature, Tensor, Tensors, TensorSpec
 
 
 def _bytes_of(value: Any, name: str) -> bytes:
@@ -85,12 +85,14 @@ def encode_columns(tensors: Tensors) -> dict[str, Any]:
 
 
 def read_sample(text: bytes, specs: tuple[TensorSpec, ...], where: str) -> Tensors:
-    """Decode the text of a sample.json. Raises `PackageError` that names the file and the column."""
+    """Decode the text of a sample.json. Raises `PackageError` that names the file and the column that disagrees."""
     try:
         columns = msgspec.json.decode(text, type=dict[str, Any])
-        return decode_columns(columns, specs)
+        tensors = decode_columns(columns, specs)
+        Signature(specs, ()).check(tensors)
     except (msgspec.DecodeError, InvalidInput) as error:
         raise PackageError(f"{where}: {error}") from None
+    return tensors
 
 
 def write_sample(tensors: Tensors) -> bytes:

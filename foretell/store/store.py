@@ -57,9 +57,7 @@ class Store:
         self._verified: dict[tuple[str, int], Package] = {}
 
     @classmethod
-    def open(
-        cls, url: str | Path | None = None, database_url: str | None = None, cache: Path | None = None
-    ) -> "Store":
+    def open(cls, url: str | Path | None = None, database_url: str | None = None, cache: Path | None = None) -> "Store":
         """Open a store: a folder or any fsspec URL (default: `default_home()`), made if it does not exist.
 
         `database_url` is by default SQLite in the store's folder; a remote store needs one. `cache` is where
@@ -69,8 +67,7 @@ class Store:
         if database_url is None:
             if blobs.local_root is None:
                 raise ConfigError(
-                    f'the store "{url}" is remote; give it a database as well, postgresql://host/name or'
-                    " sqlite:///path"
+                    f'the store "{url}" is remote; give it a database as well, postgresql://host/name or sqlite:///path'
                 )
             database_url = f"sqlite:///{blobs.local_root / 'foretell.db'}"
         cache = cache or Path(platformdirs.user_cache_dir("foretell", appauthor=False), "packages")
@@ -156,9 +153,7 @@ class Store:
     def names(self) -> list[str]:
         """Every name that has a version."""
         with self._database.read() as connection:
-            return list(
-                connection.execute(sa.select(VERSIONS.c.name).distinct().order_by(VERSIONS.c.name)).scalars()
-            )
+            return list(connection.execute(sa.select(VERSIONS.c.name).distinct().order_by(VERSIONS.c.name)).scalars())
 
     def versions(self, name: str) -> list[VersionInfo]:
         """The versions of `name`, oldest first. Raises `NotFound` if there are none."""
@@ -193,9 +188,7 @@ class Store:
         """
         info = self.resolve(reference)
         with self._database.write(info.name) as connection:
-            holders = [
-                alias for alias, number in read_aliases(connection, info.name).items() if number == info.number
-            ]
+            holders = [alias for alias, number in read_aliases(connection, info.name).items() if number == info.number]
             if holders and not force:
                 raise Conflict(
                     f"{info} is what {', '.join(f'{info.name}@{a}' for a in holders)} means; move the alias first,"
