@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 
 import grpc
 
@@ -75,12 +76,11 @@ def _unary(method: Method) -> Answer:
 
 
 def _streaming(method: StreamMethod) -> StreamAnswer:
-    async def handle(
-        messages: AsyncIterator[Message], context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[Message]:
+    async def handle(messages: AsyncIterator[Message], context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
         try:
-            async for answer in method.answer(messages, _deadline(context)):
-                yield answer
+            async with aclosing(method.answer(messages, _deadline(context))) as answers:
+                async for answer in answers:
+                    yield answer
         except Exception as error:
             await _abort(context, explain(error))
 

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -232,8 +233,7 @@ class Call:
     def _too_large(self, size: int) -> PayloadTooLarge:
         limit = self._sender.max_body
         return PayloadTooLarge(
-            f"a message of {size} bytes or more is over the limit of {limit}; send fewer rows, or raise"
-            " max_body_bytes"
+            f"a message of {size} bytes or more is over the limit of {limit}; send fewer rows, or raise max_body_bytes"
         )
 
     async def _answer(self, method: Method, body: bytes) -> None:
@@ -246,10 +246,10 @@ class Call:
             self._sender.finish(self, out)
 
     async def _answer_stream(self, method: StreamMethod) -> None:
-        answers = method.answer(self._messages(method), self._deadline)
         try:
-            async for answer in answers:
-                await self._sender.send(self, answer.SerializeToString())
+            async with aclosing(method.answer(self._messages(method), self._deadline)) as answers:
+                async for answer in answers:
+                    await self._sender.send(self, answer.SerializeToString())
         except Exception as error:
             self._sender.refuse(self, explain(error))
         else:

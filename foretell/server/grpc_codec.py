@@ -125,9 +125,7 @@ def read_contents(
         raise InvalidInput(f'input "{name}" is {datatype}: its elements belong in {field}, not {stray[0]}')
     values = getattr(contents, field)
     if len(values) != count:
-        raise InvalidInput(
-            f'input "{name}": shape {list(shape)} needs {count} elements, {field} holds {len(values)}'
-        )
+        raise InvalidInput(f'input "{name}": shape {list(shape)} needs {count} elements, {field} holds {len(values)}')
     if datatype == "BYTES":
         array = np.empty(count, dtype=object)
         array[:] = values

@@ -23,10 +23,13 @@ _MAX_OPENINGS = 256
 
 
 class GrpcConnection(asyncio.Protocol):
-    """The protocol of one accepted socket. `heard_at` is when the peer last said something (loop time)."""
+    """The protocol of one accepted socket. `opened_at` and `heard_at` (when the peer last said something) are
+    loop times; `greeted` once the peer showed that it speaks HTTP/2; `pinged` while a keep-alive is out.
+    """
 
     def __init__(self, server: "LeanTransport") -> None:
-        self.heard_at = server.loop.time()
+        self.opened_at = self.heard_at = server.loop.time()
+        self.greeted = False
         self.pinged = False
         self._server = server
         self._routes = server.routes
@@ -35,7 +38,6 @@ class GrpcConnection(asyncio.Protocol):
         self._decoder = hpack.Decoder(_MAX_HEADERS)
         self._openings: dict[bytes, Opening] = {}
         self._rest = bytearray()
-        self._greeted = False
         self._last_stream = 0
         self._draining = False
         self._block: tuple[int, int, bytearray] | None = None
@@ -80,7 +82,7 @@ class GrpcConnection(asyncio.Protocol):
             data = bytes(self._rest)
             self._rest.clear()
         try:
-            at = self._parse(data) if self._greeted else self._greet(data)
+            at = self._parse(data) if self.greeted else self._greet(data)
         except ConnectionFault as fault:
             self._out.write(http2.goaway(self._last_stream, fault.code, str(fault)))
             self._transport.close()
@@ -98,7 +100,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def ping(self) -> None:
         self.pinged = True
-        self._out.write(http2.frame(http2.PING, 0, 0, b"keepalive"[:8]))
+        self._out.write(http2.frame(http2.PING, 0, 0, b"foretell"))
 
     def abort(self) -> None:
         self._transport.abort()
@@ -111,7 +113,7 @@ class GrpcConnection(asyncio.Protocol):
             raise ConnectionFault(http2.PROTOCOL_ERROR, "this port speaks gRPC (HTTP/2 without TLS) only")
         if len(data) < size:
             return 0
-        self._greeted = True
+        self.greeted = True
         return self._parse(data, size)
 
     def _parse(self, data: bytes, at: int = 0) -> int:
@@ -121,9 +123,7 @@ class GrpcConnection(asyncio.Protocol):
             high, low, kind, flags, stream = HEAD.unpack_from(data, at)
             length = high << 8 | low
             if length > MAX_FRAME:
-                raise ConnectionFault(
-                    http2.FRAME_SIZE_ERROR, f"a frame of {length} bytes; the limit is {MAX_FRAME}"
-                )
+                raise ConnectionFault(http2.FRAME_SIZE_ERROR, f"a frame of {length} bytes; the limit is {MAX_FRAME}")
             stop = at + HEAD_SIZE + length
             if stop > end:
                 break

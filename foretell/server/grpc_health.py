@@ -1,7 +1,7 @@
 """The standard gRPC health service: whether the server, or one model, can answer now."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from foretell.core.errors import InvalidInput, NotFound
 from foretell.core.reference import parse_reference
@@ -31,7 +31,7 @@ class HealthService:
     async def _check(self, message: Message, deadline: float | None) -> Message:
         return health_pb2.HealthCheckResponse(status=self._status(message.service))
 
-    async def _watch(self, messages: AsyncIterator[Message], deadline: float | None) -> AsyncIterator[Message]:
+    async def _watch(self, messages: AsyncIterator[Message], deadline: float | None) -> AsyncGenerator[Message, None]:
         service = ""
         async for message in messages:
             service = message.service

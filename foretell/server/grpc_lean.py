@@ -59,7 +59,7 @@ class LeanTransport:
         patience = self.settings.keepalive_s
         for connection in list(self._connections):
             silent = now - connection.heard_at
-            if silent > 2 * patience:
+            if silent > 2 * patience or (not connection.greeted and now - connection.opened_at > patience):
                 connection.abort()
             elif silent > patience and not connection.pinged:
                 connection.ping()

@@ -5,7 +5,7 @@ only; knows nothing of the calls, channels and status codes that carry the messa
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -60,7 +60,7 @@ class StreamMethod(msgspec.Struct, frozen=True):
     """A streaming method: the class of its requests, and who answers a stream of them with a stream."""
 
     request: Message
-    answer: Callable[[AsyncIterator[Message], float | None], AsyncIterator[Message]]
+    answer: Callable[[AsyncIterator[Message], float | None], AsyncGenerator[Message, None]]
 
 
 Routes = Mapping[str, Method | StreamMethod]
@@ -108,20 +108,16 @@ class InferenceService:
         if options.timeout_s:
             own = time.monotonic() + options.timeout_s
             deadline = own if deadline is None else min(own, deadline)
-        request = Request(
-            inputs, rows, message.id, options.priority, deadline, protocol="grpc", sticky=options.sticky
-        )
+        request = Request(inputs, rows, message.id, options.priority, deadline, protocol="grpc", sticky=options.sticky)
         response = await self._plane.infer(reference, request)
-        answer = oip_pb2.ModelInferResponse(
-            model_name=response.model, model_version=response.version, id=request.id
-        )
+        answer = oip_pb2.ModelInferResponse(model_name=response.model, model_version=response.version, id=request.id)
         raw = bool(message.raw_input_contents) or not message.inputs
         write_outputs(response.outputs, names or response.outputs, raw, answer)
         if options.final_mark:
             answer.parameters["triton_final_response"].bool_param = True
         return answer
 
-    async def stream(self, messages: AsyncIterator[Message], deadline: float | None) -> AsyncIterator[Message]:
+    async def stream(self, messages: AsyncIterator[Message], deadline: float | None) -> AsyncGenerator[Message, None]:
         """Answer the requests of a stream in the order they came, several at a time. An error answers its own
         request (`error_message`) and leaves the stream open.
         """

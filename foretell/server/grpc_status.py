@@ -38,7 +38,7 @@ class GrpcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connection_streams: int = 1024
     stream_window: int = 16
     keepalive_s: float = 60.0
-    transport: str = "grpcio"
+    transport: str = "lean"
 
 
 def trailing_metadata(error: ForetellError) -> tuple[tuple[str, str], ...]:

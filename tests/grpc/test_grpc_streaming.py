@@ -85,9 +85,7 @@ async def test_the_blocking_client_streams_and_gets_the_final_mark_it_asks_for(s
             client.async_stream_infer("digits", pixels(), enable_empty_final_response=True)
             result = answers.get(timeout=10)
             client.stop_stream()
-        return result.as_numpy("total").tolist(), result.get_response().parameters[
-            "triton_final_response"
-        ].bool_param
+        return result.as_numpy("total").tolist(), result.get_response().parameters["triton_final_response"].bool_param
 
     assert await asyncio.to_thread(ask) == ([10.0], True)
 
