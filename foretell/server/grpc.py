@@ -1,9 +1,9 @@
 """The gRPC entrance: the inference and health services on a transport. Knows neither tensors nor frames."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from foretell.core.errors import ConfigError
-from foretell.server.grpc_aio import GrpcioTransport
 from foretell.server.grpc_health import HealthService
 from foretell.server.grpc_lean import LeanTransport
 from foretell.server.grpc_service import InferenceService, Plane, Routes
@@ -20,15 +20,24 @@ class Transport(Protocol):
 
 
 class GrpcServer:
-    """A gRPC server on the running loop. `start`, then `drain`; not reusable. `version` is the product's."""
+    """A gRPC server on the running loop. `start`, then `drain`; not reusable. `version` is the product's.
 
-    def __init__(self, plane: Plane, settings: GrpcSettings, version: str = "") -> None:
+    `transport` makes what carries the calls: our own HTTP/2, or its plain twin `grpc_aio.GrpcioTransport`.
+    """
+
+    def __init__(
+        self,
+        plane: Plane,
+        settings: GrpcSettings,
+        version: str = "",
+        transport: Callable[[Routes, GrpcSettings], Transport] = LeanTransport,
+    ) -> None:
         self._health = HealthService(plane)
         routes = {
             **InferenceService(plane, version, settings.stream_window).routes(),
             **self._health.routes(),
         }
-        self._transport = _transport(routes, settings)
+        self._transport = transport(routes, settings)
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the bound port (for port 0: the one the system chose). Raises `ConfigError` if
@@ -46,11 +55,3 @@ class GrpcServer:
         """Refuse new calls, let those in flight finish for up to `grace_s` seconds, then cancel them."""
         self._health.drain()
         await self._transport.drain(grace_s)
-
-
-def _transport(routes: Routes, settings: GrpcSettings) -> Transport:
-    if settings.transport == "grpcio":
-        return GrpcioTransport(routes, settings)
-    if settings.transport == "lean":
-        return LeanTransport(routes, settings)
-    raise ConfigError(f'grpc transport "{settings.transport}" is unknown; choose "lean" or "grpcio"')

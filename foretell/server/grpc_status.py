@@ -30,7 +30,7 @@ class GrpcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connections: open connections. max_connection_streams: calls that one connection may have open.
     stream_window: requests of one streaming call that run at a time.
     keepalive_s: a connection that said nothing for this long is pinged, and cut if it stays silent as long
-    again. transport: "lean" (our own HTTP/2) or "grpcio" (grpc's; slower, for comparison).
+    again.
     """
 
     max_body_bytes: int = 64 * 2**20
@@ -38,7 +38,6 @@ class GrpcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connection_streams: int = 1024
     stream_window: int = 16
     keepalive_s: float = 60.0
-    transport: str = "lean"
 
 
 def trailing_metadata(error: ForetellError) -> tuple[tuple[str, str], ...]:

@@ -6,6 +6,8 @@ import pytest
 import tritonclient.grpc.aio as triton
 
 from foretell.server.grpc import GrpcServer, GrpcSettings
+from foretell.server.grpc_aio import GrpcioTransport
+from foretell.server.grpc_lean import LeanTransport
 from foretell.testing import FakeModel, FakePlane
 from tests.grpc.models import DIGITS, HALF, TEXT, bug, digits, fail, loud, negated
 
@@ -25,15 +27,20 @@ def plane() -> FakePlane:
     )
 
 
-@pytest.fixture(params=["lean", "grpcio"])
-def settings(request) -> GrpcSettings:
+@pytest.fixture
+def settings() -> GrpcSettings:
+    return GrpcSettings(max_body_bytes=2**20, stream_window=4)
+
+
+@pytest.fixture(params=[LeanTransport, GrpcioTransport])
+def transport(request):
     """Both transports keep the same promises: every test runs on each."""
-    return GrpcSettings(max_body_bytes=2**20, stream_window=4, transport=request.param)
+    return request.param
 
 
 @pytest.fixture
-async def server(plane, settings):
-    server = GrpcServer(plane, settings, version="9.9")
+async def server(plane, settings, transport):
+    server = GrpcServer(plane, settings, "9.9", transport)
     server.port = await server.start("127.0.0.1", 0)
     yield server
     await server.drain(0)

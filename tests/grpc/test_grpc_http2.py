@@ -38,6 +38,11 @@ def settings() -> GrpcSettings:
 
 
 @pytest.fixture
+def transport() -> type[LeanTransport]:
+    return LeanTransport
+
+
+@pytest.fixture
 async def peer(server):
     peer = await Peer.connect(server.port)
     yield peer
