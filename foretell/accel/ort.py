@@ -5,15 +5,18 @@ of packages, batches or requests.
 """
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnxruntime as ort
 
 from foretell.core.errors import ConfigError, ModelFailed, PackageError, did_you_mean
-from foretell.core.tensor import Signature, Tensors, TensorSpec
+from foretell.core.tensor import DTYPES, Signature, Tensors, TensorSpec
 from foretell.core.text import decode_text, encode_text
 
 LOG = logging.getLogger("foretell.accel.ort")
@@ -95,6 +98,9 @@ def choose_providers(device: str, available: Sequence[str]) -> Choice:
         )
     providers = (PROVIDERS[device],) if device == "cpu" else (PROVIDERS[device], CPU)
     return Choice(device, providers, "the settings ask for it")
+
+
+_PROBE = Choice("cpu", (CPU,), "a probe")
 
 
 class Session:
@@ -192,6 +198,30 @@ def describe(path: Path) -> Description:
 def read_signature(path: Path) -> Signature:
     """The signature of the ONNX file at `path`; symbolic axes are -1. Raises `PackageError`."""
     return describe(path).signature
+
+
+def time_one_thread(path: Path, rows: int) -> float | None:
+    """Seconds that one CPU thread takes for `rows` rows of zeros, the best of a few runs.
+
+    None where that cannot be known: the graph takes text or has variable axes behind the rows, or fails on zeros.
+    """
+    session = Session(inner := _create(path, session_options(threads=1), (CPU,)), _describe(inner, path), _PROBE)
+    inputs: Tensors = {}
+    for spec in session.signature.inputs:
+        if spec.datatype == "BYTES" or -1 in spec.shape[1:]:
+            return None
+        inputs[spec.name] = np.zeros([rows if d < 0 else d for d in spec.shape], DTYPES[spec.datatype])
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        try:
+            session.run(inputs)
+        except ModelFailed:
+            return None
+        best = min(best, time.perf_counter() - start)
+        if best > 0.05:  # slow enough to know
+            break
+    return best
 
 
 def _create(path: Path, options: ort.SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
