@@ -105,7 +105,7 @@ def read_tensors(headers: Iterable[TensorHeader], body: memoryview) -> Tensors:
 
 
 class FrameReader:
-    """Cuts a byte stream into frames, without I/O: receive into `room()`, say how much came, take `next()`.
+    """Cuts a byte stream into frames, without I/O: take `next()` until it is None, then receive into `room()`.
 
     The bodies it returns are views of its buffer. With `reuse` they are valid until the following `next()`
     (the replica, which is done with a batch before it reads another); without, as long as anybody holds them.
@@ -120,7 +120,7 @@ class FrameReader:
         self._body_at = 0
 
     def room(self) -> memoryview:
-        """Where the next bytes belong: never empty."""
+        """Where the next bytes belong; never empty once `next()` has returned None."""
         target = self._start + self._need
         if target > len(self._view) or self._end == len(self._view):
             fits = self._reuse and self._need <= len(self._view)
