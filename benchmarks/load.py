@@ -82,7 +82,5 @@ def wrk(script: Path, port: int, clients: int, seconds: float) -> Sample:
     program = require_tool("wrk", "wrk")
     whole = max(1, round(seconds))
     command = [program, "-t1", f"-c{clients}", f"-d{whole}s", "--timeout", "10s", "-s", str(script)]
-    done = subprocess.run(
-        [*command, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, timeout=whole + 40
-    )
+    done = subprocess.run([*command, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, timeout=whole + 40)
     return parse_wrk(done.stdout + done.stderr)

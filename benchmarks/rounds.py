@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.ceiling import Ceiling
 from benchmarks.client import verify
-from benchmarks.load import Payload, Sample, wrk, write_script
+from benchmarks.load import Payload, Sample, write_script, wrk
 from benchmarks.models import Model, Rows
 from benchmarks.processes import ServerProcess
 from benchmarks.servers import Server
@@ -93,19 +93,19 @@ def plan(targets: Sequence[Target], number: int) -> list[tuple[Target, int]]:
 def run_rounds(
     workload: str, targets: Sequence[Target], rounds: int, seconds: float, say: Callable[[str], None] = print
 ) -> list[Record]:
-    """All measurements of a workload. Before each, the target runs one unmeasured second at the same load."""
+    """All measurements of a workload. In the first round each runs one unmeasured second
+    at the same load before; servers stay warm from then on."""
     records = []
     _pause_all(targets)
     for number in range(rounds):
         for target, clients in plan(targets, number):
             if target.process:
                 target.process.resume()
-            target.measure(clients, 1.0 if clients else 0.2)
+            if number == 0:
+                target.measure(clients, 1.0)
             got = target.measure(clients, seconds)
             _pause_all(targets)
-            records.append(
-                Record(workload, target.name, clients, number, got.rate, got.p50_ms, got.p99_ms, got.errors)
-            )
+            records.append(Record(workload, target.name, clients, number, got.rate, got.p50_ms, got.p99_ms, got.errors))
         say(f"{workload}: round {number + 1} of {rounds}")
     return records
 

@@ -1,8 +1,7 @@
 """How each server is started for one model, and where it answers. Everything tuned is said here, beside the flag.
 
 Peers run with one intra-op thread per session. On two cores a single worker process that batches beats two in
-mosec, Triton, LitServe and MLServer for the tiny model, since front and load generator need the other core
-(`python -m benchmarks.tune` repeats the search).
+mosec, Triton, LitServe and MLServer for the tiny model, since front and load generator need the other core.
 """
 
 import json

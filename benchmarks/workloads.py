@@ -143,9 +143,7 @@ def _grpc_target(server: Server, model: Model, frame: bytes) -> Target:
 
     def measure(clients: int, seconds: float) -> Sample:
         got = grpc_load.run(server.grpc_port, frame, clients, seconds)
-        return Sample(
-            got.requests_per_s, got.mean_s * 1000, float("nan"), got.failed, got.succeeded + got.failed
-        )
+        return Sample(got.requests_per_s, got.mean_s * 1000, float("nan"), got.failed, got.succeeded + got.failed)
 
     server.process.measure_idle()
     return Target(server.name, measure, (64,), server.process)
@@ -173,9 +171,7 @@ def observed(run: Run) -> None:
     with run.serving(starts, model) as up:
         targets = []
         for server in up:
-            targets += run.accept(
-                server, lambda s=server: http_target(s, model, payloads, want, (64,), s.json_path)
-            )
+            targets += run.accept(server, lambda s=server: http_target(s, model, payloads, want, (64,), s.json_path))
         wide = Run(run.rounds * 2, run.seconds, facts=run.facts)
         wide.measure("observed", targets)
         run.records += wide.records
