@@ -5,6 +5,7 @@ know what the targets are.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
@@ -61,7 +62,7 @@ async def compare(
     pace: Pace | None = None,
 ) -> Comparison:
     """Load both open targets by `plan`, whose duration and requests are each side's in all, spread over
-    2 × `rounds` blocks a side. Each side is warmed up once.
+    2 × `rounds` blocks a side. Each side is warmed up once. The generator's CPU share is of both together.
     """
     for target in (a, b):
         if plan.warmup_s:
@@ -72,13 +73,16 @@ async def compare(
         plan, duration_s=plan.duration_s / (2 * rounds), requests=math.ceil(plan.requests / (2 * rounds))
     )
     sides: tuple[list[Recording], list[Recording]] = ([], [])
+    wall, cpu = time.perf_counter(), time.process_time()
     for step in range(4 * rounds):
         side = (0, 1, 1, 0)[step % 4]
         seeded = msgspec.structs.replace(share, seed=plan.seed + step)
         watch = _nested(on_progress, step, 4 * rounds, sides) if on_progress else None
         sides[side].append(await run_load((a, b)[side], seeded, watch, pace))
+    busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
     results = [
-        summarise(target.name, plan, target.rows, _joined(side)) for target, side in zip((a, b), sides, strict=True)
+        summarise(target.name, plan, target.rows, _joined(side), cpu_share=busy)
+        for target, side in zip((a, b), sides, strict=True)
     ]
     ratios = ratios_of(_rounds(sides[0]), _rounds(sides[1]), a.rows / b.rows, plan.seed)
     return Comparison(results[0], results[1], ratios, rounds, share.duration_s, results[0].notes + results[1].notes)

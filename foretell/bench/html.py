@@ -14,7 +14,7 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>foretell 
 --s0:#6ea0ff;--s1:#f5a84b}}}}
 body{{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);margin:0 auto;max-width:1360px;
 padding:28px}}h1{{font-size:22px;margin:0 0 18px}}h2{{font-size:14px;margin:0 0 8px;font-weight:600}}
-.grid{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:16px}}
+.grid{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:16px;margin-bottom:16px}}
 .card{{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;overflow-x:auto}}
 table{{border-collapse:collapse;width:100%}}td,th{{text-align:left;padding:4px 14px 4px 0;vertical-align:top;
 font-variant-numeric:tabular-nums}}td:first-child{{color:var(--dim);white-space:nowrap}}tr+tr td{{border-top:1px solid
@@ -23,7 +23,7 @@ var(--line)}}svg{{width:100%;height:auto;display:block}}text{{fill:var(--dim);fo
 .curve{{fill:none;stroke-width:2;stroke-linejoin:round}}.bar{{opacity:.55}}.bar:hover{{opacity:1}}
 .key{{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px}}.k0{{background:var(--s0)}}
 .k1{{background:var(--s1)}}.note{{color:var(--s1);margin:8px 0 0}}</style>
-<h1>foretell bench</h1><div class="grid">{cards}</div></html>
+<h1>foretell bench</h1><div class="grid">{tables}</div><div class="grid">{plots}</div></html>
 """
 
 Points = list[tuple[float, float]]
@@ -33,22 +33,23 @@ def render_html(
     results: Sequence[Result], tables: Sequence[Sequence[tuple[str, str]]], ratios: Sequence[tuple[str, ...]]
 ) -> str:
     """The page: a table a result, the ratios if there are any, and plots with all results in each."""
-    cards = []
+    cards, plots = [], []
     if ratios:
         head = "<tr><th>A ÷ B<th>ratio<th>95 % interval<th></tr>"
         cards.append(_card("Comparison", f"<table>{head}{''.join(map(_row, ratios))}</table>"))
     for number, (result, rows) in enumerate(zip(results, tables, strict=True)):
-        title = f'<span class="key k{number}"></span>{escape(result.name)}'
+        side = f"{'AB'[number]}: " if len(results) > 1 else ""
+        title = f'<span class="key k{number}"></span>{side}{escape(result.name)}'
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in result.notes)
         cards.append(_card(title, f"<table>{''.join(map(_row, rows))}</table>{notes}"))
     answered = [result for result in results if result.answered]
     if answered:
-        cards.append(_card("Latency by percentile", _percentiles(results)))
-        cards.append(_card("How latencies are spread (share of answers)", _spread(results)))
+        plots.append(_card("Latency by percentile", _percentiles(answered)))
+        plots.append(_card("How latencies are spread (share of answers)", _spread(answered)))
     if any(len(result.timeline) > 1 for result in answered):
-        cards.append(_card("Answers per second over time", _throughput(results)))
-        cards.append(_card("Median latency over time", _medians(results)))
-    return _PAGE.format(cards="".join(cards))
+        plots.append(_card("Answers per second over time", _throughput(answered)))
+        plots.append(_card("Median latency over time", _medians(answered)))
+    return _PAGE.format(tables="".join(cards), plots="".join(plots))
 
 
 def _card(title: str, body: str) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from typing import cast
-from typing import cast
 from urllib.parse import urlsplit
 
 import httptools

@@ -23,7 +23,8 @@ _MOST_SLOTS = 240
 
 
 class Percentile(msgspec.Struct, frozen=True):
-    """A latency quantile in seconds with its 95 % interval (by order statistics, no assumption on the shape).
+    """A latency quantile in seconds with its 95 % interval (by order statistics: no assumption on the shape, but
+    one that answers are independent; stalls shared by many make it too narrow).
 
     `seconds` is None where fewer than `needed` samples exist: the interval then reaches past the largest one.
     """

@@ -1,5 +1,6 @@
 """Shows results to people and scripts: rich tables, JSON, and (by `html.py`) one HTML file. Computes nothing."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def seconds(value: float | None) -> str:
         if value >= scale or unit == "µs":
             return f"{value / scale:.3g} {unit}"
     return ""
+
+
+def dollars(value: float) -> str:
+    """An amount with two significant digits, never in powers of ten.
+
+    >>> dollars(0.00000217), dollars(1.5)
+    ('$0.0000022', '$1.50')
+    """
+    digits = max(2, 1 - math.floor(math.log10(value))) if value > 0 else 2
+    return f"${value:.{digits}f}"
 
 
 def rows_of(result: Result) -> list[tuple[str, str]]:
@@ -112,8 +123,8 @@ def _costs(result: Result) -> list[tuple[str, str]]:
         rows.append(
             (
                 "cost",
-                f"${cost.busy_dollars_per_1000:.3g} busy, ${cost.provisioned_dollars_per_1000:.3g} provisioned per"
-                f" 1,000 inferences (${cost.price_per_core_hour:g} per core-hour, {cost.cores} cores)",
+                f"{dollars(cost.busy_dollars_per_1000)} busy, {dollars(cost.provisioned_dollars_per_1000)} provisioned"
+                f" per 1,000 inferences (${cost.price_per_core_hour:g} per core-hour, {cost.cores} cores)",
             )
         )
     if result.processes:
@@ -122,5 +133,5 @@ def _costs(result: Result) -> list[tuple[str, str]]:
         rows.append(("memory", f"{total:.0f} MiB resident at most ({each})"))
     if result.cold_start_s is not None:
         rows.append(("cold start", f"{seconds(result.cold_start_s)} to the first answer"))
-    rows.append(("generator", f"{result.generator.cpu_share:.0%} of a core"))
+    rows.append(("load generator", f"{result.generator.cpu_share:.0%} of a core"))
     return rows
