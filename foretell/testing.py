@@ -103,6 +103,9 @@ class FakePlane:
         timing = Timing(compute_s=compute_s, batch_rows=request.rows)
         return Response(outputs, model.name, model.version, timing, request.id)
 
+    def signature(self, reference: Reference) -> Signature:
+        return self.find(reference).signature
+
     def describe(self, reference: Reference) -> ModelInfo:
         model = self.find(reference)
         versions = tuple(sorted((m.version for m in self.served if m.name == model.name), key=int))

@@ -15,6 +15,7 @@ from foretell.core.observation import Observation
 from foretell.core.reference import Reference
 from foretell.core.request import Request, Response, Timing
 from foretell.core.routing import RoutingTable
+from foretell.core.tensor import Signature
 from foretell.fleet.launcher import Launcher
 from foretell.plane.deployment import Deployment, DeploymentSpec
 from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
@@ -180,6 +181,12 @@ class Plane:
         )
 
     # What can be asked
+
+    def signature(self, reference: Reference) -> Signature:
+        """The signature of the version that a reference leads to; cheap enough for every request. Raises
+        `NotFound`.
+        """
+        return self._find(reference).signature
 
     def describe(self, reference: Reference) -> ModelInfo:
         """Metadata of the version that a reference leads to. Raises `NotFound`."""

@@ -80,25 +80,22 @@ class OpenInference:
         self._plane = plane
         self._metadata = ServerMetadata("foretell", version, EXTENSIONS)
         self._references: dict[tuple[str, str], Reference] = {}
-        self._readers: dict[tuple[str, str], tuple[Signature, RequestReader]] = {}
+        self._readers: dict[int, RequestReader] = {}
 
     # -- inference
 
     async def infer(self, request: Request) -> Response:
         reference = self._reference(request.params)
-        info = self._plane.describe(reference)
-        call = self._reader(info).read(request)
+        call = self._reader(self._plane.signature(reference)).read(request)
         return write_answer(call, await self._plane.infer(reference, call.request))
 
-    def _reader(self, info: ModelInfo) -> RequestReader:
-        key = (info.name, info.version)
-        known = self._readers.get(key)
-        if known is not None and known[0] is info.signature:
-            return known[1]
-        if len(self._readers) >= _REMEMBERED:
-            self._readers.clear()
-        reader = RequestReader(info.signature)
-        self._readers[key] = (info.signature, reader)
+    def _reader(self, signature: Signature) -> RequestReader:
+        # By identity, since hashing a signature costs more than reading a request; the reader keeps it alive.
+        reader = self._readers.get(id(signature))
+        if reader is None:
+            if len(self._readers) >= _REMEMBERED:
+                self._readers.clear()
+            reader = self._readers[id(signature)] = RequestReader(signature)
         return reader
 
     def _reference(self, params: dict[str, str]) -> Reference:
@@ -128,6 +125,8 @@ class OpenInference:
     async def model_ready(self, request: Request) -> Response:
         reference = self._reference(request.params)
         ready = self._plane.ready(reference)
+        if not ready:
+            self._plane.describe(reference)
         error = "" if ready else f'model "{reference}" cannot answer now; see /v2/repository/index'
         return json_response(Ready(ready, reference.name, error), 200 if ready else 503)
 
