@@ -8,13 +8,16 @@ from typing import Any
 
 import msgspec
 
-from foretell.core.errors import InvalidInput, Unsupported, did_you_mean
+from foretell.core.errors import InvalidInput, PayloadTooLarge, Unsupported, did_you_mean
 from foretell.core.request import Request as InferRequest
 from foretell.core.tensor import DTYPES, Signature, Tensor, Tensors, TensorSpec, from_wire
 from foretell.server.http import Body, Request
 from foretell.server.json_data import read_data
 
 Parameters = dict[str, Any]
+
+MAX_JSON_BYTES = 16 * 2**20
+"""Beyond this a JSON document would hold the loop, and some thirty times its size in memory, for too long."""
 
 _KNOWN = ("priority", "timeout", "sticky", "binary_data_output")
 _SILENT = ("content_type", "headers", "triton_enable_empty_final_response")
@@ -148,9 +151,7 @@ class RequestReader:
             elif name == "classification" and type(value) is int and value >= 0:
                 classes = value
             elif name.startswith("shared_memory"):
-                raise Unsupported(
-                    f"shared memory is not offered (at {where}.parameters); send tensors in the body"
-                )
+                raise Unsupported(f"shared memory is not offered (at {where}.parameters); send tensors in the body")
             else:
                 raise InvalidInput(
                     f'parameter "{name}" of output "{output.name}" is unknown or of the wrong type (at'
@@ -174,6 +175,10 @@ class RequestReader:
 
 def decode_document(body: Body) -> InferDocument:
     """Parse the JSON part of a request. Raises `InvalidInput` that says where it is wrong."""
+    if len(body) > MAX_JSON_BYTES:
+        raise PayloadTooLarge(
+            f"the JSON has {len(body)} bytes, at most {MAX_JSON_BYTES} are read; send large tensors in binary"
+        )
     try:
         return _decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -260,9 +265,7 @@ def _raw_tensor(spec: TensorSpec, body: Body) -> Tensor:
     if free and size and len(body) % size == 0:
         shape[free[0]] = len(body) // size
     elif free:
-        raise InvalidInput(
-            f"the raw body has {len(body)} bytes, no multiple of the {size} that a row of {spec} takes"
-        )
+        raise InvalidInput(f"the raw body has {len(body)} bytes, no multiple of the {size} that a row of {spec} takes")
     return from_wire(memoryview(body), spec.datatype, tuple(shape), spec.name)
 
 
