@@ -34,6 +34,7 @@ class OnnxPredictor:
 
     def __init__(self, session: Session, outputs: tuple[str, ...] = ()) -> None:
         self._session = session
+        self.device = session.choice.device
         specs = session.signature.outputs
         self._outputs = [s.name for s in specs if not outputs or s.name in outputs]
         self._signature = Signature(session.signature.inputs, tuple(s for s in specs if s.name in self._outputs))

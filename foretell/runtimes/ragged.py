@@ -11,6 +11,9 @@ from foretell.core.tensor import Signature, Tensor, Tensors
 RUN_COST = 16
 """What one more run of the model costs, in tokens (docs/performance.md has the measurement)."""
 
+RUN_TOKENS = 1024
+"""A CPU gains nothing from more tokens in one run (64 rows of 32 run as fast in parts of 8), and memory grows."""
+
 WORTHWHILE = 0.9
 """Groups are made only if they bring the cost of the batch below this share."""
 
@@ -22,9 +25,10 @@ class Ragged:
     as [n, t, …] with zeros where a row's group had no such position; those positions are masked ones.
     """
 
-    def __init__(self, predictor: Predictor, mask: str) -> None:
+    def __init__(self, predictor: Predictor, mask: str, run_tokens: int = RUN_TOKENS) -> None:
         self._predictor = predictor
         self._mask = mask
+        self._run_tokens = run_tokens
         self._sliced = {s.name for s in predictor.signature.inputs if len(s.shape) == 2 and s.shape[1] == -1}
         self._padded = {s.name for s in predictor.signature.outputs if len(s.shape) > 1 and s.shape[1] == -1}
 
@@ -35,9 +39,9 @@ class Ragged:
     def predict(self, inputs: Tensors) -> Tensors:
         mask = inputs[self._mask]
         lengths = mask.sum(axis=1)
-        if len(lengths) < 2 or int(lengths.min()) == mask.shape[1] or not mask[:, 0].all():
+        if len(lengths) < 2 or not mask[:, 0].all():
             return self._predictor.predict(inputs)
-        groups = plan_groups(lengths)
+        groups = limit_groups(plan_groups(lengths), lengths, self._run_tokens)
         if len(groups) == 1:
             return self._predictor.predict(inputs)
         merged: Tensors = {}
@@ -75,6 +79,8 @@ def plan_groups(lengths: Tensor, run_cost: int = RUN_COST, worthwhile: float = W
     the distinct lengths).
     """
     together = len(lengths) * int(lengths.max()) + run_cost
+    if int(lengths.sum()) + run_cost > worthwhile * together:
+        return [np.arange(len(lengths))]  # not even rows without any padding would save enough
     order = np.argsort(lengths, kind="stable")
     longest, counts = np.unique(lengths, return_counts=True)
     ends = np.concatenate(([0], np.cumsum(counts)))
@@ -92,3 +98,14 @@ def plan_groups(lengths: Tensor, run_cost: int = RUN_COST, worthwhile: float = W
         groups.append(order[ends[cuts[last]] : ends[last]])
         last = int(cuts[last])
     return groups[::-1]
+
+
+def limit_groups(groups: list[Tensor], lengths: Tensor, run_tokens: int) -> list[Tensor]:
+    """Cut groups of more than `run_tokens` tokens, padding included, into like parts (0: no limit)."""
+    if run_tokens == 0:
+        return groups
+    limited: list[Tensor] = []
+    for rows in groups:
+        parts = -(-len(rows) * int(lengths[rows].max()) // run_tokens)
+        limited += np.array_split(rows, min(parts, len(rows)))
+    return limited

@@ -42,6 +42,7 @@ class TorchPredictor:
         self._keywords = keywords
         self._positional = len(signature.inputs) - len(keywords)
         self._device = device
+        self.device = device.type
 
     @property
     def signature(self) -> Signature:

@@ -11,7 +11,7 @@ from foretell.core.errors import PackageError, did_you_mean
 from foretell.core.model import Predictor
 from foretell.core.settings import ReplicaSettings
 from foretell.core.tensor import Signature, Tensors
-from foretell.runtimes.ragged import Ragged
+from foretell.runtimes.ragged import RUN_TOKENS, Ragged
 from foretell.runtimes.step import MASK, Context, Step
 from foretell.store.package import Package
 
@@ -75,7 +75,8 @@ def transformed(predictor: Predictor, package: Package, settings: ReplicaSetting
     after = [make(step, True) for step in declared.after]
     _check_flow(package, model, before, after)
     if any(_kind(step) == "text" for step in declared.before) and any(s.name == MASK for s in model.inputs):
-        predictor = Ragged(predictor, MASK)
+        on_cpu = getattr(predictor, "device", "cpu") == "cpu"
+        predictor = Ragged(predictor, MASK, RUN_TOKENS if on_cpu else 0)
     return Transformed(predictor, before, after, package.manifest.signature)
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretell.core.tensor import Signature, TensorSpec
-from foretell.runtimes.ragged import Ragged, plan_groups
+from foretell.runtimes.ragged import Ragged, limit_groups, plan_groups
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=64).map(np.array)
 FEEDS = ("input_ids", "attention_mask")
@@ -38,6 +38,20 @@ def test_no_other_way_to_group_costs_less(lengths, run_cost):
 
 def test_equal_lengths_stay_together():
     assert len(plan_groups(np.full(64, 32))) == 1
+
+
+@given(LENGTHS, st.integers(1, 2000))
+def test_no_run_has_more_tokens_than_the_limit_unless_it_is_one_row(lengths, limit):
+    groups = limit_groups(plan_groups(lengths), lengths, limit)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    for rows in groups:
+        assert len(rows) >= 1
+        assert len(rows) == 1 or len(rows) * int(lengths[rows].max()) <= limit + int(lengths[rows].max())
+
+
+def test_without_a_limit_groups_stay_as_they_are():
+    groups = plan_groups(np.full(64, 256))
+    assert limit_groups(groups, np.full(64, 256), 0) is groups
 
 
 def test_one_long_row_among_short_ones_runs_apart():
@@ -75,7 +89,7 @@ def batch(lengths, left=False):
 @given(LENGTHS)
 def test_running_apart_gives_the_answers_of_running_together(lengths):
     inputs = batch(lengths.tolist())
-    plain, apart = Doubler().predict(inputs), Ragged(Doubler(), "attention_mask").predict(inputs)
+    plain, apart = Doubler().predict(inputs), Ragged(Doubler(), "attention_mask", 500).predict(inputs)
     assert list(plain) == list(apart)
     for name in plain:
         np.testing.assert_array_equal(plain[name], apart[name])
