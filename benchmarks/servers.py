@@ -1,7 +1,7 @@
 """How each server is started for one model, and where it answers. Everything tuned is said here, beside the flag.
 
-Peers run with one intra-op thread per session. On two cores a single worker process that batches beats two in
-mosec, Triton, LitServe and MLServer for the tiny model, since front and load generator need the other core.
+Peers run with one intra-op thread per session, and with the best of the settings that `python -m benchmarks.tune`
+tries (workers, batch, wait); run it on a quiet machine before you trust a close race.
 """
 
 import json
