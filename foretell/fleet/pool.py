@@ -77,7 +77,7 @@ class Pool:
         replicas, self.lanes[:] = list(self.lanes), []
         for replica in replicas:
             replica.close()
-        await asyncio.gather(*(replica.ended for replica in replicas), *self._tasks, return_exceptions=True)
+        await asyncio.gather(*(replica.ended.wait() for replica in replicas), *self._tasks, return_exceptions=True)
 
     # Replica events
 
@@ -165,10 +165,10 @@ class Pool:
             self._keep(self._finish(replica))
 
     async def _finish(self, replica: Replica) -> None:
-        while replica.batches and not replica.ended.done():
+        while replica.batches and not replica.ended.is_set():
             await asyncio.sleep(0.01)
         replica.close()
-        await replica.ended
+        await replica.ended.wait()
 
     def _forget(self, replica: Replica) -> None:
         if replica in self.lanes:

@@ -37,7 +37,7 @@ class Replica(asyncio.BufferedProtocol):
         self._reader = wire.FrameReader()
         self._transport: asyncio.Transport | None = None
         self._ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
-        self.ended = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Event()
 
     async def connect(self, timeout_s: float) -> wire.Ready:
         """Wait until the model is loaded and warm. Raises what loading raised, or `ReplicaCrashed`."""
@@ -95,7 +95,7 @@ class Replica(asyncio.BufferedProtocol):
             self._ready.set_exception(ReplicaCrashed(f"{self.reason} while it loaded the model"))
         elif not self.closing:
             self._events.lost(self)
-        self.ended.set_result(None)
+        self.ended.set()
 
     def _handle(self, header: wire.Header, body: memoryview) -> None:
         if isinstance(header, wire.Done):
