@@ -52,6 +52,8 @@ def read_options(message: oip_pb2.ModelInferRequest) -> Options:
     for name, value in message.parameters.items():
         if name == "priority":
             options.priority = _number(name, value)
+            if abs(options.priority) >= 2**31:
+                raise InvalidInput(f'parameter "priority" is {options.priority}; give a number of 32 bits')
         elif name == "timeout":
             microseconds = _number(name, value)
             if microseconds < 0:

@@ -122,6 +122,7 @@ WRONG = {
     "unknown output": (with_output("totals"), 'unknown output "totals". Did you mean "total"?'),
     "unknown parameter": (with_parameter("timeuot", int64_param=1), 'Did you mean "timeout"?'),
     "parameter of a wrong type": (with_parameter("timeout", string_param="1s"), "send a whole number"),
+    "a priority out of range": (with_parameter("priority", uint64_param=2**40), "give a number of 32 bits"),
     "negative timeout": (with_parameter("timeout", int64_param=-1), "give microseconds, 0 or more"),
     "not a name": (question("a/b"), '"a/b" is not a reference'),
 }
