@@ -62,6 +62,4 @@ def _human_handler(stream: TextIO) -> logging.Handler:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    return RichHandler(
-        console=Console(file=stream), show_path=False, rich_tracebacks=False, log_time_format="%H:%M:%S"
-    )
+    return RichHandler(console=Console(file=stream), show_path=False, rich_tracebacks=False, log_time_format="%H:%M:%S")

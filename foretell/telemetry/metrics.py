@@ -177,9 +177,7 @@ class _Series:
 
 
 def _observed(all_series: Mapping[tuple[str, str], _Series]) -> list[Metric]:
-    requests = CounterMetricFamily(
-        "foretell_requests", "Finished requests, by outcome.", labels=[*_LABELS, "outcome"]
-    )
+    requests = CounterMetricFamily("foretell_requests", "Finished requests, by outcome.", labels=[*_LABELS, "outcome"])
     request = HistogramMetricFamily(
         "foretell_request_seconds",
         "Time in the gateway of requests that were admitted and not cancelled.",

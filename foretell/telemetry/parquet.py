@@ -17,7 +17,8 @@ import numpy as np
 
 from foretell.core.clock import Clock
 from foretell.core.observation import Observation
-from foretell.core.tensor import Tensors, datatype_of, from_wire, to_wire
+from foretell.core.tensor import Tensors, from_wire
+from foretell.telemetry.columns import booleans, numbers, tensor_type, tensors, texts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,6 +29,8 @@ _COLUMNS = (
     "model", "version", "outcome", "total_s", "queue_s", "compute_s", "rows", "batch_rows", "cached", "protocol",
     "request_id", "cost_dollars", "error",
 )  # fmt: skip
+_SECONDS = ("total_s", "queue_s", "compute_s", "cost_dollars")
+_COUNTS = ("rows", "batch_rows")
 _fields = attrgetter(*_COLUMNS)
 
 
@@ -38,15 +41,12 @@ def schema() -> "pyarrow.Schema":
     name, datatype, shape and raw bytes as on the wire of the Open Inference Protocol.
     """
     pa = _pyarrow()
-    tensor = pa.struct(
-        [("name", pa.string()), ("datatype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.binary())]
-    )
-    text, seconds, count = pa.string(), pa.float64(), pa.int32()
-    types = {"total_s": seconds, "queue_s": seconds, "compute_s": seconds, "cost_dollars": seconds}
-    types |= {"rows": count, "batch_rows": count, "cached": pa.bool_()}
+    tensor = tensor_type()
+    types = {name: pa.float64() for name in _SECONDS} | {name: pa.int32() for name in _COUNTS}
+    types["cached"] = pa.bool_()
     return pa.schema(
         [("at", pa.timestamp("us", tz="UTC"))]
-        + [(name, types.get(name, text)) for name in _COLUMNS]
+        + [(name, types.get(name, pa.string())) for name in _COLUMNS]
         + [("inputs", pa.list_(tensor)), ("outputs", pa.list_(tensor))]
     )
 
@@ -62,7 +62,7 @@ class ParquetWriter:
     def __init__(
         self,
         folder: Path | str,
-        max_rows: int = 100_000,
+        max_rows: int = 50_000,
         max_bytes: int = 16 * 2**20,
         max_age_s: float = 60.0,
         clock: Clock = time.monotonic,
@@ -163,30 +163,18 @@ def unpack_tensors(cell: Iterable[dict[str, Any]] | None) -> Tensors | None:
     }
 
 
-def _pack_tensors(tensors: Tensors | None) -> list[dict[str, Any]] | None:
-    if tensors is None:
-        return None
-    return [
-        {"name": name, "datatype": datatype_of(array), "shape": array.shape, "data": bytes(to_wire(array))}
-        for name, array in tensors.items()
-    ]
-
-
 def _to_arrow(rows: Sequence[Observation], columns: "pyarrow.Schema") -> "pyarrow.RecordBatch":
     pa = _pyarrow()
-    at = (np.array([o.at for o in rows]) * 1e6).round().astype(np.int64)
-    arrays = [pa.array(at).cast(columns.field("at").type)]
+    at = (np.array([o.at for o in rows]) * 1e6).round()
+    arrays = [numbers(at, columns.types[0], np.int64)]
     for name, values in zip(_COLUMNS, zip(*map(_fields, rows), strict=True), strict=True):
-        kind = columns.field(name).type
-        numeric = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-        # numpy reads numbers from Python objects faster than arrow does.
-        arrays.append(pa.array(np.array(values) if numeric else list(values), type=kind))
-    for name in ("inputs", "outputs"):
-        kind = columns.field(name).type
-        if any(getattr(row, name) is not None for row in rows):
-            arrays.append(pa.array([_pack_tensors(getattr(row, name)) for row in rows], type=kind))
+        if name in _SECONDS:
+            arrays.append(numbers(values, pa.float64(), np.float64))
+        elif name in _COUNTS:
+            arrays.append(numbers(values, pa.int32(), np.int32))
         else:
-            arrays.append(pa.nulls(len(rows), type=kind))
+            arrays.append(booleans(values) if name == "cached" else texts(values))
+    arrays += [tensors([o.inputs for o in rows]), tensors([o.outputs for o in rows])]
     return pa.RecordBatch.from_arrays(arrays, schema=columns)
 
 

@@ -185,9 +185,7 @@ class Detached:
     def start(self) -> None:
         """Start the thread. Idempotent."""
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._work, name=f"foretell-{self._guard.name.lower()}", daemon=True
-            )
+            self._thread = threading.Thread(target=self._work, name=f"foretell-{self._guard.name.lower()}", daemon=True)
             self._thread.start()
 
     def consume(self, batch: Sequence[Observation]) -> None:

@@ -2,10 +2,16 @@
 
 import datetime
 import logging
+import subprocess
+import sys
+import tempfile
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from foretell.telemetry import parquet
 from foretell.telemetry.parquet import ParquetWriter, read_observations, unpack_tensors
@@ -135,3 +141,46 @@ def test_two_writers_with_the_same_process_id_do_not_overwrite_each_other(tmp_pa
         log.consume([observation()])
         log.close()
     assert read_observations(tmp_path).num_rows == 2
+
+
+def test_writing_observations_does_not_load_pandas(tmp_path):
+    code = (
+        "import sys, numpy as np; from foretell.telemetry.parquet import ParquetWriter;"
+        "from tests.telemetry.observations import observation; w = ParquetWriter(sys.argv[1]);"
+        "w.consume([observation(inputs={'x': np.zeros(3)})]); w.close(); assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert read_observations(tmp_path).num_rows == 1
+
+
+texts = st.text(max_size=5)
+arrays = st.one_of(
+    hnp.arrays(st.sampled_from([np.float32, np.int64, np.bool_]), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)),
+    st.lists(st.binary(max_size=4), max_size=3).map(lambda items: np.array([*items, None], dtype=object)[:-1]),
+)
+sampled = st.none() | st.dictionaries(texts.filter(lambda s: s.isprintable()), arrays, max_size=2)
+
+
+@given(rows=st.lists(st.tuples(texts, sampled, sampled, st.booleans()), min_size=1, max_size=8))
+def test_any_batch_comes_back_as_it_was(rows):
+    with tempfile.TemporaryDirectory() as folder:
+        log = ParquetWriter(folder)
+        log.consume([observation(request_id=i, inputs=x, outputs=y, cached=c) for i, x, y, c in rows])
+        log.close()
+        table = read_observations(folder)
+    table.validate(full=True)
+    for found, (request_id, inputs, outputs, cached) in zip(table.to_pylist(), rows, strict=True):
+        assert (found["request_id"], found["cached"]) == (request_id, cached)
+        for cell, given_tensors in ((found["inputs"], inputs), (found["outputs"], outputs)):
+            back = unpack_tensors(cell)
+            assert (back is None) == (given_tensors is None)
+            for name, array in (given_tensors or {}).items():
+                np.testing.assert_array_equal(back[name], array)
+                assert back[name].dtype == array.dtype
+
+
+def test_a_name_that_is_not_unicode_does_not_lose_the_batch(tmp_path):
+    log = ParquetWriter(tmp_path)
+    log.consume([observation(request_id="\ud800"), observation()])
+    log.close()
+    assert read_observations(tmp_path).column("request_id").to_pylist() == ["?", "r1"]
