@@ -1,5 +1,7 @@
 """Connections and transactions on SQLite or PostgreSQL. Writers queue up; readers never wait for them."""
 
+import sqlite3
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +14,23 @@ from foretell.core.errors import ConfigError, Conflict, NotReady
 from foretell.store.schema import CHANGES, MIGRATIONS, migrate, schema_version
 
 _BUSY_S = 30.0
+_RETRY_S = 0.02
 _MIGRATION_LOCK = 0x666F7265  # one number for all foretells that share a PostgreSQL database
 
 
 def _on_sqlite_connect(connection: Any, _record: Any) -> None:
     # The driver's own transaction handling would begin late and without the write lock; ours is in _on_begin.
     connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+    # Whatever its busy timeout, SQLite does not wait while another process switches to WAL or leaves it as the last.
+    for _ in range(int(_BUSY_S / _RETRY_S)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            time.sleep(_RETRY_S)
+    for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

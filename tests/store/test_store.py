@@ -85,9 +85,7 @@ def test_the_default_is_the_newest_until_live_says_otherwise(store: Store, tmp_p
     ("reference", "hint"),
     [("digit", "digits"), ("digits@7", "Known: .*1"), ("digits@liv", '"live"'), ("digits@candidate", "live")],
 )
-def test_an_unknown_reference_is_answered_with_what_there_is(
-    store: Store, tmp_path: Path, reference: str, hint: str
-):
+def test_an_unknown_reference_is_answered_with_what_there_is(store: Store, tmp_path: Path, reference: str, hint: str):
     add(store, tmp_path, "digits", b"a")
     store.set_alias("digits", "live", 1)
     with pytest.raises(NotFound, match=hint):
