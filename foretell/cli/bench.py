@@ -1,6 +1,7 @@
 """`foretell bench`."""
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def run(
     with contextlib.ExitStack() as stack:
         opened = [_target(target, flags, rows, binary, stack) for target in targets]
         if compare:
-            comparison = run_compare(opened[0], opened[1], plans[0])
+            comparison = run_compare(opened[0], opened[1], plans[0], progress=sys.stderr.isatty())
             stdout().print(render_json(comparison).decode() if as_json else render_comparison(comparison))
             if html:
                 write_report(comparison, html)
@@ -108,7 +109,7 @@ def _measure(target: HttpTarget, plan: LoadPlan, target_ms: float | None, price:
         server_pid=find_server(target.url) or 0,
         price_per_core_hour=price,
     )
-    return run_bench(target, plan, settings)
+    return run_bench(target, plan, settings, progress=sys.stderr.isatty())
 
 
 def _write_html(path: Path, results: list[Result]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -22,10 +23,12 @@ class ChildServer:
     def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "foretell", "serve", *arguments, "--json"]
         # A session of its own: Ctrl-C reaches the caller alone, which then ends the server in order.
+        # Its log goes to a file: nobody reads a pipe while it serves, and a full one would stop it.
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by stop
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             text=True,
             start_new_session=True,
             env={**os.environ, **(environment or {})},
@@ -35,11 +38,11 @@ class ChildServer:
     def wait(self) -> "ChildServer":
         """Return when it answers."""
         assert self.process.stdout is not None
-        assert self.process.stderr is not None
         line = self.process.stdout.readline()
         if not line:
-            said = self.process.stderr.read().strip().splitlines()
             self.process.wait()
+            self._log.seek(0)
+            said = self._log.read().strip().splitlines()
             raise ForetellError((said or ["the server ended before it was ready"])[-1].removeprefix("error: "))
         self._ready = json.loads(line)
         return self
@@ -69,6 +72,7 @@ class ChildServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
+        self._log.close()
         return self.process.returncode
 
     def __enter__(self) -> "ChildServer":

@@ -77,8 +77,9 @@ def fail(message: str) -> None:
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
 
 
+# No markup here: what renders it takes longer to import than everything else that `foretell --help` needs.
 app = typer.Typer(
-    cls=Verbs, name="foretell", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+    cls=Verbs, name="foretell", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 
 

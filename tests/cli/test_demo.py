@@ -1,0 +1,84 @@
+"""The demo: real models, real answers, commands that work when pasted, and nothing left after Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from examples import demo
+from foretell.cli.child import ChildServer
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with the demo models that can be had here; digits always can."""
+    home = str(tmp_path_factory.mktemp("demo"))
+    models = demo.register(home)
+    assert "digits" in models
+    return home, models
+
+
+def test_registering_again_adds_nothing(store, capsys):
+    home, models = store
+    assert demo.register(home) == models
+    assert "digits@" not in capsys.readouterr().out
+
+
+def test_the_answers_are_right_and_every_command_works_when_pasted(store):
+    home, models = store
+    quiet = ["--port", "0", "--grpc-port", "0", "--access-log", "none", "--store", home]
+    with ChildServer([*models, *quiet]) as server:
+        answers = {asked: answer for _, asked, answer, *_ in demo.ask(server.url, models)}
+        assert answers["5 images of 0 1 2 3 4"].startswith("0 1 2 3 4")
+        if "lite0" in models:
+            assert "daisy" in answers["flower.jpg"]
+        if "minilm" in models:
+            near, far = (float(a.split()[-1]) for asked, a in answers.items() if "~" in asked)
+            assert near > 0.5 > far
+        for tool, command in demo.commands(server.url, models).items():
+            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
+            assert done.returncode == 0, f"{tool}: {done.stderr}"
+            assert any(word in done.stdout for word in ("outputs", "[0 1 2]", "embedding", "label")), done.stdout
+
+
+def test_ctrl_c_drains_and_leaves_nothing_running(store):
+    home, _ = store
+    process = subprocess.Popen(
+        [sys.executable, "-m", "examples.demo", "--port", "0", "--grpc-port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "FORETELL_HOME": home},
+    )
+    timer = threading.Timer(100, process.kill)
+    timer.start()
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("Ctrl-C drains"):
+            break
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate()
+    timer.cancel()
+    assert process.returncode == 0
+    assert "nothing is left running" in rest
+    assert not any(p.is_running() for p in family)
+    assert any("/docs" in line for line in lines)
+
+
+def test_ports_in_use_are_left_alone(store):
+    home, _ = store
+    with ChildServer(["digits", "--port", "0", "--grpc-port", "-1", "--access-log", "none", "--store", home]) as server:
+        port = int(server.url.rpartition(":")[2])
+        assert demo.free_port(port) == 0
+    assert demo.free_port(port) == port
