@@ -86,16 +86,16 @@ class Ceiling:
             worker.wait(timeout=10)
 
 
-def setups() -> list[Setup]:
+def setups(batches: tuple[int, ...]) -> list[Setup]:
     cores = os.cpu_count() or 1
     splits = {(1, cores), (cores, 1)}
-    return [Setup(p, t, b) for p, t in sorted(splits) for b in BATCHES]
+    return [Setup(p, t, b) for p, t in sorted(splits) for b in batches]
 
 
-def search(model: Model, seconds: float) -> tuple[Setup, dict[Setup, float]]:
+def search(model: Model, seconds: float, batches: tuple[int, ...] = BATCHES) -> tuple[Setup, dict[Setup, float]]:
     """Measure every setup for `seconds`; the fastest, and all rates in rows/s."""
     found: dict[Setup, float] = {}
-    for setup in setups():
+    for setup in setups(batches):
         ceiling = Ceiling(model, setup)
         try:
             ceiling.measure(min(0.2, seconds))

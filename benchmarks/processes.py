@@ -99,6 +99,15 @@ class ServerProcess:
                 break
         return self.idle_share
 
+    def settle(self, timeout_s: float = 5.0) -> None:
+        """Wait until the work that the last clients left behind is done, so that it disturbs nobody else's turn."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            before = self.cpu_seconds()
+            time.sleep(0.1)
+            if self.cpu_seconds() - before <= 0.01 + 0.1 * self.idle_share:
+                return
+
     def pause(self) -> None:
         """Stop a busy idler's threads until `resume`; servers that idle quietly are left alone."""
         if self.idle_share > BUSY and not self.paused:

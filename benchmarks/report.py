@@ -55,16 +55,20 @@ def _goal_table(records: Sequence[Record]) -> list[str]:
 
 def _rate_table(records: Sequence[Record], workload: str) -> list[str]:
     lines = [
-        "| server | clients | requests/s, median (min–max) | p50 ms | p99 ms | errors |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| server | clients | requests/s, median (min–max) | p50 ms | p99 ms | CPU µs per request | errors |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     cells = sorted({(r.clients, r.name) for r in records if r.workload == workload})
     for clients, name in cells:
         here = [r for r in records if (r.workload, r.name, r.clients) == (workload, name, clients)]
         rates = [r.rate for r in here]
         shown = f"{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"
+        cpu = [r.cpu_us for r in here if not math.isnan(r.cpu_us)]
+        spent = f"{median(cpu):,.0f}" if cpu else "–"
         p50, p99 = _middle([r.p50_ms for r in here]), _middle([r.p99_ms for r in here])
-        lines.append(f"| {name} | {clients or '–'} | {shown} | {p50} | {p99} | {sum(r.errors for r in here)} |")
+        lines.append(
+            f"| {name} | {clients or '–'} | {shown} | {p50} | {p99} | {spent} | {sum(r.errors for r in here)} |"
+        )
     return lines
 
 

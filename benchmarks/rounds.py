@@ -1,6 +1,7 @@
 """Interleaved rounds: every target at every concurrency once a round, in shuffled order, one at a time.
 
-Only one server runs at any moment; those whose threads spin when idle are stopped in between.
+Only one server is asked at any moment, and what its clients left behind is finished before the next is; those
+whose threads spin when idle are stopped in between.
 """
 
 import random
@@ -30,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement of one round."""
+    """One measurement of one round. `cpu_us`: CPU microseconds of all the server's processes per request."""
 
     workload: str
     name: str
@@ -40,6 +41,7 @@ class Record:
     p50_ms: float
     p99_ms: float
     errors: int
+    cpu_us: float = float("nan")
 
     def document(self) -> dict[str, object]:
         return asdict(self)
@@ -99,15 +101,25 @@ def run_rounds(
     _pause_all(targets)
     for number in range(rounds):
         for target, clients in plan(targets, number):
-            if target.process:
-                target.process.resume()
-            if number == 0:
-                target.measure(clients, 1.0)
-            got = target.measure(clients, seconds)
+            records.append(_measure_one(workload, target, clients, number, seconds))
             _pause_all(targets)
-            records.append(Record(workload, target.name, clients, number, got.rate, got.p50_ms, got.p99_ms, got.errors))
         say(f"{workload}: round {number + 1} of {rounds}")
     return records
+
+
+def _measure_one(workload: str, target: Target, clients: int, number: int, seconds: float) -> Record:
+    server = target.process
+    if server:
+        server.resume()
+    if number == 0:
+        target.measure(clients, 1.0)
+    before = server.cpu_seconds() if server else float("nan")
+    got = target.measure(clients, seconds)
+    used = server.cpu_seconds() - before if server else float("nan")
+    if server:
+        server.settle()
+    cpu_us = used / got.requests * 1e6 if got.requests else float("nan")
+    return Record(workload, target.name, clients, number, got.rate, got.p50_ms, got.p99_ms, got.errors, cpu_us)
 
 
 def _pause_all(targets: Sequence[Target]) -> None:

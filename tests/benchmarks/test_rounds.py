@@ -44,7 +44,7 @@ def test_only_the_first_round_has_an_unmeasured_run_before_each_measurement() ->
     records = run_rounds("tiny", [target("a", (8,), calls)], rounds=3, seconds=1, say=lambda _: None)
     assert len(calls) == 4
     assert [r.round for r in records] == [0, 1, 2]
-    assert records[0] == Record("tiny", "a", 8, 0, 100.0, 1.0, 2.0, 0)
+    assert records[0].document() | {"cpu_us": 0} == Record("tiny", "a", 8, 0, 100.0, 1.0, 2.0, 0, 0).document()
 
 
 def test_a_server_whose_threads_spin_is_paused_between_its_turns_and_stopped_at_the_end() -> None:
@@ -61,6 +61,19 @@ def test_a_server_whose_threads_spin_is_paused_between_its_turns_and_stopped_at_
     finally:
         server.stop()
     assert server.tree() == []
+
+
+def test_work_left_behind_is_finished_before_the_next_turn() -> None:
+    code = "import time; end = time.time() + 1\nwhile time.time() < end: pass\ntime.sleep(60)"
+    server = ServerProcess("test-leftover", [sys.executable, "-c", code], {})
+    try:
+        time.sleep(0.3)
+        server.settle(timeout_s=20)
+        before = server.cpu_seconds()
+        time.sleep(0.2)
+        assert server.cpu_seconds() - before < 0.05
+    finally:
+        server.stop()
 
 
 def test_a_quiet_server_is_left_alone() -> None:
