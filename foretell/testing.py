@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from foretell.core.errors import DeadlineExceeded, NotFound, NotReady, did_you_mean
+from foretell.core.errors import DeadlineExceeded, ForetellError, NotFound, NotReady, did_you_mean
 from foretell.core.reference import Reference
 from foretell.core.request import Request, Response, Timing
 from foretell.core.tensor import Signature, Tensors
@@ -50,6 +50,7 @@ class FakePlane:
     def __init__(self, *models: FakeModel) -> None:
         self.served: list[FakeModel] = list(models)
         self.requests: list[Request] = []
+        self.refusals: list[ForetellError] = []
         self.cancelled = 0
         self.refuse: Exception | None = None
         self._unloaded: list[FakeModel] = []
@@ -102,6 +103,9 @@ class FakePlane:
         statistics.last_inference_ms = int(time.time() * 1000)
         timing = Timing(compute_s=compute_s, batch_rows=request.rows)
         return Response(outputs, model.name, model.version, timing, request.id)
+
+    def refused(self, reference: Reference, error: ForetellError, protocol: str) -> None:
+        self.refusals.append(error)
 
     def signature(self, reference: Reference) -> Signature:
         return self.find(reference).signature

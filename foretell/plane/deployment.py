@@ -83,9 +83,7 @@ class Deployment:
         self._batches: dict[int, BatchStatistics] = {}
         self.pool = Pool(f"{spec.name}@{spec.version}", worker, launch)
         self.pool.executions = self._executed
-        self.dispatcher = Dispatcher(
-            batching, self.pool.lanes, time.monotonic, self._timers, spec.manifest.idempotent
-        )
+        self.dispatcher = Dispatcher(batching, self.pool.lanes, time.monotonic, self._timers, spec.manifest.idempotent)
         self.pool.dispatcher = self.dispatcher
         self.cache = ResponseCache(spec.cache, time.monotonic) if spec.cache.max_bytes else None
         self._flights: dict[bytes, _Flight] = {}
@@ -199,9 +197,7 @@ class Deployment:
 
     def snapshot(self) -> VersionStatistics:
         """Statistics up to now."""
-        return msgspec.structs.replace(
-            self.statistics, batches=[self._batches[rows] for rows in sorted(self._batches)]
-        )
+        return msgspec.structs.replace(self.statistics, batches=[self._batches[rows] for rows in sorted(self._batches)])
 
     def _executed(self, rows: int, compute_s: float) -> None:
         self.statistics.executions += 1
@@ -216,6 +212,4 @@ def _embeds_text(signature: Signature) -> bool:
     if len(signature.inputs) != 1 or len(signature.outputs) != 1:
         return False
     text, vector = signature.inputs[0], signature.outputs[0]
-    return (
-        text.datatype == "BYTES" and len(text.shape) == 1 and vector.datatype == "FP32" and len(vector.shape) == 2
-    )
+    return text.datatype == "BYTES" and len(text.shape) == 1 and vector.datatype == "FP32" and len(vector.shape) == 2

@@ -5,6 +5,7 @@ It routes, infers and reports. Which versions should be in service is decided ab
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -34,9 +35,7 @@ class Repository(Protocol):
 class Plane:
     """`record` gets every observation; `sample_rate` is the share of them that carry inputs and outputs."""
 
-    def __init__(
-        self, launch: Launcher, record: Callable[[Observation], object], sample_rate: float = 0.0
-    ) -> None:
+    def __init__(self, launch: Launcher, record: Callable[[Observation], object], sample_rate: float = 0.0) -> None:
         self._launch = launch
         self._record = record
         self._sample_rate = sample_rate
@@ -95,6 +94,14 @@ class Plane:
             raise
         self._done(deployment, request, answer.outputs, answer.timing, at, began)
         return Response(answer.outputs, name, version, answer.timing, request.id)
+
+    def refused(self, reference: Reference, error: ForetellError, protocol: str) -> None:
+        """Observe a request that an entrance could not even read: it counts as rejected like any other."""
+        version = ""
+        with contextlib.suppress(NotFound):
+            version = self._find(reference).spec.version
+        request = Request({}, 0, protocol=protocol)
+        self._failed(reference.name, version, request, time.time(), time.monotonic(), error.outcome, error.message)
 
     def _find(self, reference: Reference, sticky: str = "") -> Deployment:
         name, selector = reference.name, reference.selector
@@ -157,7 +164,7 @@ class Plane:
         if deployment is not None:
             if outcome == "rejected":
                 deployment.statistics.rejected += 1
-            else:
+            elif outcome != "cancelled":
                 deployment.statistics.failed += 1
         else:
             name = ""  # names that clients invent must not become metric labels

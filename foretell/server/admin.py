@@ -59,9 +59,7 @@ class Admin:
         return [
             Route("GET", "/healthz", self.healthz, "Can every model answer?", tag, None, Ready, (503,)),
             Route("GET", "/metrics", self.metrics, "Prometheus metrics", tag),
-            Route(
-                "GET", "/admin/deployments", self.deployments, "Served versions", tag, None, list[DeploymentView]
-            ),
+            Route("GET", "/admin/deployments", self.deployments, "Served versions", tag, None, list[DeploymentView]),
             Route("GET", "/admin/models", self.models, "Known models", tag, None, list[IndexEntry]),
             Route("GET", "/admin/routing", self.routing, "The routing table", tag, None, dict),
         ]

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from foretell.core.errors import ForetellError
 from foretell.core.reference import Reference
 from foretell.core.request import Request, Response
 from foretell.core.tensor import Signature
@@ -9,9 +10,12 @@ from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
 
 
 class Inference(Protocol):
-    """The half that answers requests. All raise `NotFound` for references that are not served."""
+    """The half that answers requests. `refused` tells of one that could not even be read. The others raise
+    `NotFound` for references that are not served.
+    """
 
     async def infer(self, reference: Reference, request: Request) -> Response: ...
+    def refused(self, reference: Reference, error: ForetellError, protocol: str) -> None: ...
     def signature(self, reference: Reference) -> Signature: ...
     def describe(self, reference: Reference) -> ModelInfo: ...
     def models(self) -> list[ModelInfo]: ...

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from foretell.core.errors import ConfigError
+from foretell.server.door import Door
 from foretell.server.grpc_health import HealthService
 from foretell.server.grpc_lean import LeanTransport
-from foretell.server.grpc_service import InferenceService, Plane, Routes
+from foretell.server.grpc_service import InferenceService, Routes
 from foretell.server.grpc_status import GrpcSettings
 
 __all__ = ["GrpcServer", "GrpcSettings"]
@@ -27,7 +28,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        plane: Plane,
+        plane: Door,
         settings: GrpcSettings,
         version: str = "",
         transport: Callable[[Routes, GrpcSettings], Transport] = LeanTransport,

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from foretell.core.errors import InvalidInput, NotFound
 from foretell.core.reference import parse_reference
 from foretell.server import health_pb2
-from foretell.server.grpc_service import SERVICE, Message, Method, Plane, Routes, StreamMethod
+from foretell.server.door import Door
+from foretell.server.grpc_service import SERVICE, Message, Method, Routes, StreamMethod
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _WATCH_EVERY_S = 0.5
@@ -15,7 +16,7 @@ _WATCH_EVERY_S = 0.5
 class HealthService:
     """Answers Check and Watch from `plane.ready`; after `drain` everything is not serving."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: Door) -> None:
         self._plane = plane
         self._draining = asyncio.Event()
 

@@ -6,16 +6,17 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from foretell.core.errors import ForetellError, InvalidInput, NotReady, Unsupported
 from foretell.core.reference import Reference, parse_reference
-from foretell.core.request import Request, Response
+from foretell.core.request import Request
 from foretell.core.tensor import TensorSpec
-from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
+from foretell.plane.info import VersionStatistics
 from foretell.server import oip_pb2
+from foretell.server.door import Door
 from foretell.server.grpc_codec import NO_OPTIONS, read_inputs, read_options, requested_outputs, write_outputs
 
 SERVICE = "inference.GRPCInferenceService"
@@ -35,18 +36,6 @@ _MAX_REFERENCES = 4096
 _LOG = logging.getLogger("foretell.server")
 
 Message = Any
-
-
-class Plane(Protocol):
-    """What this entrance needs of the plane."""
-
-    async def infer(self, reference: Reference, request: Request) -> Response: ...
-    def describe(self, reference: Reference) -> ModelInfo: ...
-    def ready(self, reference: Reference | None = None) -> bool: ...
-    async def load(self, reference: Reference) -> None: ...
-    async def unload(self, name: str) -> None: ...
-    def index(self) -> list[IndexEntry]: ...
-    def statistics(self, reference: Reference | None = None) -> list[VersionStatistics]: ...
 
 
 class Method(msgspec.Struct, frozen=True):
@@ -72,7 +61,7 @@ class InferenceService:
     `version` is the product's, told by ServerMetadata.
     """
 
-    def __init__(self, plane: Plane, version: str, stream_window: int) -> None:
+    def __init__(self, plane: Door, version: str, stream_window: int) -> None:
         self._plane = plane
         self._version = version
         self._stream_window = stream_window
@@ -100,15 +89,18 @@ class InferenceService:
     async def infer(self, message: Message, deadline: float | None) -> Message:
         """Answer one ModelInferRequest. The earlier of `deadline` and the request's own timeout holds."""
         reference = self.reference(message.model_name, message.model_version)
-        signature = self._plane.describe(reference).signature
-        inputs = read_inputs(message)
-        rows = signature.check(inputs)
-        names = requested_outputs(message, signature) if message.outputs else ()
-        options = read_options(message) if message.parameters else NO_OPTIONS
+        try:
+            signature = self._plane.signature(reference)
+            inputs = read_inputs(message)
+            names = requested_outputs(message, signature) if message.outputs else ()
+            options = read_options(message) if message.parameters else NO_OPTIONS
+        except ForetellError as error:
+            self._plane.refused(reference, error, "grpc")
+            raise
         if options.timeout_s:
             own = time.monotonic() + options.timeout_s
             deadline = own if deadline is None else min(own, deadline)
-        request = Request(inputs, rows, message.id, options.priority, deadline, protocol="grpc", sticky=options.sticky)
+        request = Request(inputs, 0, message.id, options.priority, deadline, protocol="grpc", sticky=options.sticky)
         response = await self._plane.infer(reference, request)
         answer = oip_pb2.ModelInferResponse(model_name=response.model, model_version=response.version, id=request.id)
         raw = bool(message.raw_input_contents) or not message.inputs

@@ -137,8 +137,7 @@ def _flatten(values: list[Any], shape: list[int], name: str, where: str) -> list
             if len(inner) != dim:
                 place = "".join(f"[{i}]" for i in np.unravel_index(at, shape[:axis]))
                 raise InvalidInput(
-                    f'input "{name}": a list of {len(inner)} where shape {shape} says {dim} (at'
-                    f" {where}.data{place})"
+                    f'input "{name}": a list of {len(inner)} where shape {shape} says {dim} (at {where}.data{place})'
                 )
         values = list(chain.from_iterable(values))
     return values

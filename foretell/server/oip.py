@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from foretell.core.errors import InvalidInput, NotFound
+from foretell.core.errors import ForetellError, InvalidInput, NotFound
 from foretell.core.reference import Reference, parse_reference
 from foretell.core.tensor import Signature, TensorSpec
 from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
@@ -86,7 +86,11 @@ class OpenInference:
 
     async def infer(self, request: Request) -> Response:
         reference = self._reference(request.params)
-        call = self._reader(self._plane.signature(reference)).read(request)
+        try:
+            call = self._reader(self._plane.signature(reference)).read(request)
+        except ForetellError as error:
+            self._plane.refused(reference, error, "rest")
+            raise
         return write_answer(call, await self._plane.infer(reference, call.request))
 
     def _reader(self, signature: Signature) -> RequestReader:
@@ -196,9 +200,7 @@ class OpenInference:
         for base in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
                 Route("GET", base, self.model, "Inputs and outputs", tag, None, ModelMetadata, _MISSES),
-                Route(
-                    "GET", base + "/ready", self.model_ready, "Can it answer?", tag, None, Ready, (*_MISSES, 503)
-                ),
+                Route("GET", base + "/ready", self.model_ready, "Can it answer?", tag, None, Ready, (*_MISSES, 503)),
                 Route("GET", base + "/config", self.config, "Configuration", tag, None, dict, _MISSES),
                 Route("GET", base + "/stats", self.model_stats, "Statistics", tag, None, Statistics, _MISSES),
                 Route("POST", base + "/infer", self.infer, "Infer", tag, InferDocument, InferAnswer, _INFER),
@@ -269,7 +271,5 @@ def _statistics(s: VersionStatistics) -> dict[str, Any]:
             "compute_infer": duration(s.succeeded - s.cache_hits, s.compute_s),
             "cache_hit": duration(s.cache_hits, 0.0),
         },
-        "batch_stats": [
-            {"batch_size": b.rows, "compute_infer": duration(b.count, b.compute_s)} for b in s.batches
-        ],
+        "batch_stats": [{"batch_size": b.rows, "compute_infer": duration(b.count, b.compute_s)} for b in s.batches],
     }

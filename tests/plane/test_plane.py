@@ -141,3 +141,11 @@ async def test_two_planes_in_one_process_do_not_notice_each_other(bench, tmp_pat
     await other.plane.close()
     assert await bench.answer(1.0) == 1.0
     assert len(bench.observations) == 2
+
+
+async def test_a_request_that_an_entrance_could_not_read_is_counted_as_rejected(bench):
+    await bench.deploy(TIMES.format(1))
+    bench.plane.refused(Reference("m"), InvalidInput("no tensors in it"), "rest")
+    (seen,) = bench.observations
+    assert (seen.model, seen.version, seen.outcome, seen.error) == ("m", "1", "rejected", "no tensors in it")
+    assert bench.plane.statistics()[0].rejected == 1
