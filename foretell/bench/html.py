@@ -18,7 +18,7 @@ padding:28px}}h1{{font-size:22px;margin:0 0 18px}}h2{{font-size:14px;margin:0 0 
 .card{{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;overflow-x:auto}}
 table{{border-collapse:collapse;width:100%}}td,th{{text-align:left;padding:4px 14px 4px 0;vertical-align:top;
 font-variant-numeric:tabular-nums}}td:first-child{{color:var(--dim);white-space:nowrap}}tr+tr td{{border-top:1px solid
-var(--line)}}svg{{width:100%;height:auto;display:block}}text{{fill:var(--dim);font-size:11px}}
+var(--line)}}.wide{{grid-column:1/-1}}svg{{width:100%;height:auto;display:block}}text{{fill:var(--dim);font-size:11px}}
 .axis{{stroke:var(--line)}}.c0{{stroke:var(--s0)}}.c1{{stroke:var(--s1)}}.f0{{fill:var(--s0)}}.f1{{fill:var(--s1)}}
 .curve{{fill:none;stroke-width:2;stroke-linejoin:round}}.bar{{opacity:.55}}.bar:hover{{opacity:1}}
 .key{{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px}}.k0{{background:var(--s0)}}
@@ -36,7 +36,7 @@ def render_html(
     cards, plots = [], []
     if ratios:
         head = "<tr><th>A ÷ B<th>ratio<th>95 % interval<th></tr>"
-        cards.append(_card("Comparison", f"<table>{head}{''.join(map(_row, ratios))}</table>"))
+        cards.append(_card("Comparison", f"<table>{head}{''.join(map(_row, ratios))}</table>", "card wide"))
     for number, (result, rows) in enumerate(zip(results, tables, strict=True)):
         side = f"{'AB'[number]}: " if len(results) > 1 else ""
         title = f'<span class="key k{number}"></span>{side}{escape(result.name)}'
@@ -52,8 +52,8 @@ def render_html(
     return _PAGE.format(tables="".join(cards), plots="".join(plots))
 
 
-def _card(title: str, body: str) -> str:
-    return f'<section class="card"><h2>{title}</h2>{body}</section>'
+def _card(title: str, body: str, style: str = "card") -> str:
+    return f'<section class="{style}"><h2>{title}</h2>{body}</section>'
 
 
 def _row(cells: Sequence[str]) -> str:

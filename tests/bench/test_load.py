@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretell.bench.load import LoadPlan, RequestFailed, arrivals, run_load
@@ -45,6 +45,7 @@ def test_an_open_loop_sends_on_time_whatever_the_server_does():
     assert np.allclose(recording.latency, 5.0)
 
 
+@settings(max_examples=60, deadline=None)
 @given(rate=st.floats(1, 5000), seed=st.integers(0, 2**32))
 def test_gaps_between_arrivals_are_exponential_with_the_asked_mean(rate, seed):
     count = 4000

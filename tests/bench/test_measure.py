@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretell.bench.load import LoadPlan, Recording
@@ -25,6 +25,7 @@ def recorded(latency, elapsed_s=10.0, kinds=None):
     return recording
 
 
+@settings(max_examples=60, deadline=None)
 @given(latencies, st.sampled_from([0.5, 0.9, 0.99]))
 def test_percentiles_are_numpys_inverted_cdf_when_there_are_samples_enough(values, quantile):
     found = percentile(np.sort(values), quantile)
@@ -51,6 +52,7 @@ def test_the_interval_of_a_percentile_covers_the_truth_nineteen_times_of_twenty(
     assert 0.93 < covered < 0.98
 
 
+@settings(max_examples=60, deadline=None)
 @given(latencies, st.floats(1e-6, 100), st.integers(1, 8))
 def test_throughput_goodput_and_means_are_what_they_say(values, target, rows):
     result = summarise("x", LoadPlan(), rows, recorded(values), target)
@@ -63,6 +65,7 @@ def test_throughput_goodput_and_means_are_what_they_say(values, target, rows):
     assert all(s in values for _, s in result.curve)
 
 
+@settings(max_examples=60, deadline=None)
 @given(latencies)
 def test_each_latency_lies_in_its_histogram_bin(values):
     histogram = summarise("x", LoadPlan(), 1, recorded(values)).histogram

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_left
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -39,6 +39,7 @@ observations = st.builds(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(observations, min_size=1, max_size=20), max_size=5))
 def test_a_folded_histogram_equals_counting_each_observation(batches):
     metrics = Metrics()

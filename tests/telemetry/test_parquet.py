@@ -9,7 +9,7 @@ import tempfile
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -161,6 +161,7 @@ arrays = st.one_of(
 sampled = st.none() | st.dictionaries(texts.filter(lambda s: s.isprintable()), arrays, max_size=2)
 
 
+@settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.tuples(texts, sampled, sampled, st.booleans()), min_size=1, max_size=8))
 def test_any_batch_comes_back_as_it_was(rows):
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ import logging
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretell.telemetry.sink import CHUNK, Detached, Sink
@@ -51,6 +51,7 @@ def fill(sink, count, start=0):
         sink.record(observation(request_id=str(number)))
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     capacity=st.integers(1, 40),
     steps=st.lists(st.one_of(st.integers(1, 30), st.just("drain")), max_size=20),
