@@ -18,6 +18,7 @@ import skops.io
 from skl2onnx import to_onnx
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 from examples.efficientnet_lite0 import build, read_checkpoint
 
@@ -110,7 +111,8 @@ HELD_OUT = 300
 def train_digits() -> MLPClassifier:
     """A small neural network on scikit-learn's bundled 8 × 8 digits: X [n, 64] with values 0–16 → 0 … 9."""
     rows, labels = load_digits(return_X_y=True)
-    return MLPClassifier((64,), tol=1e-3, random_state=0).fit(rows[HELD_OUT:], labels[HELD_OUT:])
+    with threadpool_limits(1):  # for matrices this small more threads only wait for each other
+        return MLPClassifier((64,), tol=1e-3, random_state=0).fit(rows[HELD_OUT:], labels[HELD_OUT:])
 
 
 def digits(folder: Path) -> Path:
@@ -149,8 +151,23 @@ def before(inputs):
 '''
 
 
+MAGIKA_CONFIG_TOML = """description = "File types from content (magika)"
+
+[signature]
+inputs = [{ name = "file", datatype = "BYTES", shape = [-1] }]
+outputs = [
+    { name = "label", datatype = "BYTES", shape = [-1] },
+    { name = "probability", datatype = "FP32", shape = [-1] },
+]
+
+[transform]
+before = [{ kind = "custom", file = "transform.py" }]
+after = [{ kind = "labels", input = "target_label", softmax = false }]
+"""
+
+
 def magika(folder: Path) -> Path:
-    """File types from content: `folder`/magika with model.onnx, labels.json (214) and transform.py.
+    """File types from content: `folder`/magika with model.onnx, labels.json (214), transform.py and model.toml.
 
     The transform turns `file` (BYTES) into bytes [n, 2048] INT32; the model makes target_label [n, 214], shares
     that sum to one.
@@ -160,6 +177,7 @@ def magika(folder: Path) -> Path:
     labels = json.loads(find(MAGIKA_CONFIG).read_bytes())["target_labels_space"]
     (target / "labels.json").write_text(json.dumps(labels))
     (target / "transform.py").write_text(MAGIKA_TRANSFORM)
+    (target / "model.toml").write_text(MAGIKA_CONFIG_TOML)
     return target
 
 

@@ -46,6 +46,7 @@ class LocalProcess:
         for end in (self.sock, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+        threads = str(max(1, spec.replicas.threads))
         with theirs:
             self._child = subprocess.Popen(
                 [
@@ -57,7 +58,7 @@ class LocalProcess:
                 ],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": str(max(1, spec.replicas.threads))},
+                env={**os.environ, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads},  # BLAS, tokenizers
             )
 
     @property

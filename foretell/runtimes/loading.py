@@ -13,7 +13,7 @@ from foretell.core.model import Predictor
 from foretell.core.settings import ReplicaSettings
 from foretell.core.tensor import Signature, TensorSpec
 from foretell.runtimes.checked import Checked
-from foretell.runtimes.trust import refuse_untrusted
+from foretell.runtimes.trust import refuse_untrusted, title
 from foretell.store.package import Package
 
 RUNTIMES = {
@@ -71,15 +71,15 @@ def check_agreement(declared: Signature, actual: Signature, package: Package) ->
             if spec.name not in by_name:
                 known = ", ".join(map(str, real))
                 raise PackageError(
-                    f'{package.path.name}: model.toml declares the {kind} "{spec.name}", the model has {known}'
+                    f'{title(package)}: model.toml declares the {kind} "{spec.name}", the model has {known}'
                 )
             if not _agree(spec, by_name[spec.name]):
                 raise PackageError(
-                    f"{package.path.name}: model.toml declares the {kind} {spec}, the model has {by_name[spec.name]}"
+                    f"{title(package)}: model.toml declares the {kind} {spec}, the model has {by_name[spec.name]}"
                 )
         if kind == "input" and (missing := by_name.keys() - {s.name for s in wanted}):
             raise PackageError(
-                f"{package.path.name}: the model also needs the input {', '.join(sorted(missing))}, which"
+                f"{title(package)}: the model also needs the input {', '.join(sorted(missing))}, which"
                 " model.toml leaves out"
             )
 

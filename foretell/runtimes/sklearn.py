@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from skops.io import get_untrusted_types
 from skops.io import load as load_skops
+from threadpoolctl import threadpool_limits
 
 from foretell.core.errors import PackageError
 from foretell.core.settings import ReplicaSettings
@@ -141,11 +142,13 @@ def load_estimator(package: Package, trust_code: bool) -> Any:
 
 
 def open_predictor(package: Package, settings: ReplicaSettings, trust_code: bool) -> SklearnPredictor:
-    """Load the estimator and set its `n_jobs` to the replica's threads where it has one."""
+    """Load the estimator; its jobs, BLAS and OpenMP get the replica's threads."""
     only_cpu(settings, "sklearn")
     options = read_options(package.manifest, SklearnOptions)
     signature = artifact_signature(package.manifest, options.signature)
     estimator = load_estimator(package, trust_code)
+    if settings.threads:
+        threadpool_limits(settings.threads)  # of the process: BLAS and OpenMP know no other scope
     if hasattr(estimator, "n_jobs"):
         estimator.n_jobs = settings.threads or -1
     expected = getattr(estimator, "n_features_in_", None)

@@ -13,6 +13,7 @@ from foretell.core.settings import ReplicaSettings
 from foretell.core.tensor import Signature, Tensors
 from foretell.runtimes.ragged import RUN_TOKENS, Ragged
 from foretell.runtimes.step import MASK, Context, Step
+from foretell.runtimes.trust import title
 from foretell.store.package import Package
 
 STEPS = {
@@ -86,7 +87,7 @@ def _kind(step: Any) -> str:
 
 def _check_flow(package: Package, model: Signature, before: Sequence[Step], after: Sequence[Step]) -> None:
     """Follow the names through all steps. Stops at a custom step, which may make anything."""
-    where = f"{package.path.name}: model.toml"
+    where = f"{title(package)}: model.toml"
     known = {s.name for s in package.manifest.signature.inputs}
     for stage, makes in ((before, tuple(s.name for s in model.inputs)), (after, ())):
         for step in stage:

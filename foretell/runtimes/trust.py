@@ -10,10 +10,15 @@ from foretell.core.errors import PackageError, UntrustedCode
 from foretell.store.package import Package
 
 
+def title(package: Package) -> str:
+    """What to call a package in a message: its own name, for its folder is often called by a number."""
+    return package.manifest.package.name or package.path.name
+
+
 def refuse_untrusted(package: Package, why: str) -> NoReturn:
     """Raise `UntrustedCode` that says what would run and what to do."""
     raise UntrustedCode(
-        f"{package.path.name}: {why}. Code in a package can do anything this process can: pass --trust-code if you"
+        f"{title(package)}: {why}. Code in a package can do anything this process can: pass --trust-code if you"
         " trust whoever made it, or use a format that holds no code (ONNX, skops, a booster's own JSON or"
         " text)"
     )

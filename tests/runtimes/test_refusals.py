@@ -214,3 +214,10 @@ def test_a_feature_matrix_may_come_as_columns(tmp_path):
     package = write_package(tmp_path, "sklearn", "model.skops", sig)
     apart = load(package, ONE_THREAD).predict({n: TABLE[:, i].copy() for i, n in enumerate(names)})
     np.testing.assert_array_equal(together["probabilities"], apart["probabilities"])
+
+
+def test_messages_call_a_package_by_its_name_not_by_its_folder(tmp_path):
+    (tmp_path / "3").mkdir()
+    package = function_package(tmp_path / "3", "def predict(X): ...", package={"name": "house-prices"})
+    with pytest.raises(UntrustedCode, match=r"^house-prices: "):
+        load(package, ONE_THREAD)
