@@ -7,11 +7,12 @@ from html import escape
 from foretell.bench.measure import Result
 
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 260, 64, 16, 14, 34
+_COLOURS = 4
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>foretell bench</title>
 <meta name="viewport" content="width=device-width"><style>
-:root{{--ink:#1c2430;--dim:#667085;--line:#e4e7ec;--page:#f7f8fa;--card:#fff;--s0:#2563eb;--s1:#d97706}}
+:root{{--ink:#1c2430;--dim:#667085;--line:#e4e7ec;--page:#f7f8fa;--card:#fff;--s0:#2563eb;--s1:#d97706;--s2:#059669;--s3:#9333ea}}
 @media(prefers-color-scheme:dark){{:root{{--ink:#e6e9ef;--dim:#98a2b3;--line:#2c3442;--page:#11151c;--card:#181e28;
---s0:#6ea0ff;--s1:#f5a84b}}}}
+--s0:#6ea0ff;--s1:#f5a84b;--s2:#4cc79a;--s3:#c08bff}}}}
 body{{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);margin:0 auto;max-width:1360px;
 padding:28px}}h1{{font-size:22px;margin:0 0 18px}}h2{{font-size:14px;margin:0 0 8px;font-weight:600}}
 .grid{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:16px;margin-bottom:16px}}
@@ -19,10 +20,11 @@ padding:28px}}h1{{font-size:22px;margin:0 0 18px}}h2{{font-size:14px;margin:0 0 
 table{{border-collapse:collapse;width:100%}}td,th{{text-align:left;padding:4px 14px 4px 0;vertical-align:top;
 font-variant-numeric:tabular-nums}}td:first-child{{color:var(--dim);white-space:nowrap}}tr+tr td{{border-top:1px solid
 var(--line)}}.wide{{grid-column:1/-1}}svg{{width:100%;height:auto;display:block}}text{{fill:var(--dim);font-size:11px}}
-.axis{{stroke:var(--line)}}.c0{{stroke:var(--s0)}}.c1{{stroke:var(--s1)}}.f0{{fill:var(--s0)}}.f1{{fill:var(--s1)}}
+.axis{{stroke:var(--line)}}.c0{{stroke:var(--s0)}}.f0{{fill:var(--s0)}}.c1{{stroke:var(--s1)}}.f1{{fill:var(--s1)}}.c2{{stroke:var(--s2)}}.f2{{fill:var(--s2)}}.c3{{stroke:var(--s3)}}.f3{{fill:var(--s3)}}
 .curve{{fill:none;stroke-width:2;stroke-linejoin:round}}.bar{{opacity:.55}}.bar:hover{{opacity:1}}
-.key{{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px}}.k0{{background:var(--s0)}}
-.k1{{background:var(--s1)}}.note{{color:var(--s1);margin:8px 0 0}}</style>
+.key{{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px}}
+.k0{{background:var(--s0)}}.k1{{background:var(--s1)}}.k2{{background:var(--s2)}}.k3{{background:var(--s3)}}
+.note{{color:var(--s1);margin:8px 0 0}}</style>
 <h1>foretell bench</h1><div class="grid">{tables}</div><div class="grid">{plots}</div></html>
 """
 
@@ -38,17 +40,17 @@ def render_html(
         head = "<tr><th>A ÷ B<th>ratio<th>95 % interval<th></tr>"
         cards.append(_card("Comparison", f"<table>{head}{''.join(map(_row, ratios))}</table>", "card wide"))
     for number, (result, rows) in enumerate(zip(results, tables, strict=True)):
-        side = f"{'AB'[number]}: " if len(results) > 1 else ""
-        title = f'<span class="key k{number}"></span>{side}{escape(result.name)}'
+        side = f"{'AB'[number]}: " if ratios else ""
+        title = f'<span class="key k{number % _COLOURS}"></span>{side}{escape(result.name)}'
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in result.notes)
         cards.append(_card(title, f"<table>{''.join(map(_row, rows))}</table>{notes}"))
     answered = [result for result in results if result.answered]
     if answered:
-        plots.append(_card("Latency by percentile", _percentiles(answered)))
-        plots.append(_card("How latencies are spread (share of answers)", _spread(answered)))
+        plots.append(_card("Latency by percentile", _percentiles(results)))
+        plots.append(_card("How latencies are spread (share of answers)", _spread(results)))
     if any(len(result.timeline) > 1 for result in answered):
-        plots.append(_card("Answers per second over time", _throughput(answered)))
-        plots.append(_card("Median latency over time", _medians(answered)))
+        plots.append(_card("Answers per second over time", _throughput(results)))
+        plots.append(_card("Median latency over time", _medians(results)))
     return _PAGE.format(tables="".join(cards), plots="".join(plots))
 
 
@@ -134,12 +136,12 @@ class _Plot:
 
     def line(self, number: int, points: Points) -> str:
         path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
-        return f'<polyline class="curve c{number}" points="{path}"/>'
+        return f'<polyline class="curve c{number % _COLOURS}" points="{path}"/>'
 
     def bar(self, number: int, left: float, right: float, top: float, told: str) -> str:
         x, width, y = self.x(left), self.x(right) - self.x(left), self.y(top)
         shape = f'x="{x:.1f}" y="{y:.1f}" width="{max(width - 1, 1):.1f}" height="{self.y(0) - y:.1f}"'
-        return f'<rect class="bar f{number}" {shape}><title>{escape(told)}</title></rect>'
+        return f'<rect class="bar f{number % _COLOURS}" {shape}><title>{escape(told)}</title></rect>'
 
     def svg(self, body: Sequence[str]) -> str:
         return f'<svg viewBox="0 0 {_W} {_H}" role="img">{"".join(body)}</svg>'

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from foretell.bench.html import render_html
 from foretell.bench.load import LoadPlan
 from foretell.bench.oip import encode_binary, encode_json, make_inputs, oip_target
 from foretell.bench.processes import cold_start, find_server
-from foretell.bench.report import render_comparison, render_json, render_text, write_report
+from foretell.bench.report import render_comparison, render_json, render_text, rows_of, write_report
 from foretell.bench.run import MeasureSettings, run_bench, run_compare
 from foretell.bench.targets import PlaneTarget, PredictorTarget
 from foretell.core.errors import ConfigError, InvalidInput
@@ -229,3 +230,16 @@ async def test_a_cold_start_is_timed_to_the_first_answer(server):
 async def test_a_start_that_fails_says_so():
     with pytest.raises(ConfigError, match="ended with status 3"):
         await cold_start([sys.executable, "-c", "raise SystemExit(3)"], "http://127.0.0.1:9/", b"{}")
+
+
+def test_a_page_holds_any_number_of_results_even_one_without_answers():
+    async def fails(index):
+        raise OSError
+
+    plan = LoadPlan(requests=20, warmup_s=0)
+    answers = [fails, *[takes(0.001)] * 4]
+    results = [run_bench(FakeTarget(answer), plan, progress=False) for answer in answers]
+    page = render_html(results, [rows_of(result) for result in results], [])
+    assert page.count('class="key') == 5
+    assert 'class="key k3"' in page
+    assert "A: " not in page
