@@ -1,7 +1,7 @@
 """model.toml: what is in a package and how it runs. Decoding is strict: unknown keys are errors with a hint."""
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import tomli_w
@@ -171,16 +171,19 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]+)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 
 
-def _known_fields(path: str) -> list[str]:
-    kind: Any = Manifest
-    for part in filter(None, re.sub(r"\[[^]]*\]", "", path).split(".")):
-        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-            return []
-        hints = {f.name: f.type for f in msgspec.structs.fields(kind)}
-        kind = hints.get(part)
+def _structs(kind: Any) -> list[Any]:
+    """The structs in a type: itself, the members of a union, the items of a tuple."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return [f.name for f in msgspec.structs.fields(kind)]
-    return []
+        return [kind]
+    return [struct for argument in get_args(kind) for struct in _structs(argument)]
+
+
+def _known_fields(path: str) -> list[str]:
+    kinds: list[Any] = [Manifest]
+    for part in filter(None, re.sub(r"\[[^]]*\]", "", path).split(".")):
+        types = [f.type for kind in kinds for f in msgspec.structs.fields(kind) if f.name == part]
+        kinds = [struct for kind in types for struct in _structs(kind)]
+    return sorted({f.name for kind in kinds for f in msgspec.structs.fields(kind)})
 
 
 def decode_manifest(text: str | bytes, where: str = "model.toml") -> Manifest:
@@ -203,8 +206,11 @@ def manifest_document(manifest: Manifest) -> dict[str, Any]:
     return {"format": manifest.format, **msgspec.to_builtins(manifest)}
 
 
+_NUMBERS = re.compile(r"\[\n((?: +-?[0-9.]+,\n)+) *\]")
+
+
 def encode_manifest(manifest: Manifest) -> str:
-    """Write model.toml for people: identity first, defaults left out."""
-    return "# A foretell package. `foretell show` explains it; docs/packages.md lists every key.\n" + tomli_w.dumps(
-        manifest_document(manifest)
-    )
+    """Write model.toml for people: defaults left out, shapes on one line."""
+    toml = tomli_w.dumps(manifest_document(manifest))
+    toml = _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split()).rstrip(',')}]", toml)
+    return f"# A foretell package. `foretell show` explains it; docs/packages.md lists every key.\n{toml}"
