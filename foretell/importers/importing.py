@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import tomli_w
 
 from foretell.core.errors import PackageError, UntrustedCode
 from foretell.importers.draft import Draft, Report, copy_file
-from foretell.store.manifest import Manifest
-from foretell.store.package import MANIFEST, SAMPLE, Package
+from foretell.store.manifest import Manifest, decode_manifest, encode_manifest
+from foretell.store.package import MANIFEST, SAMPLE, SEAL, Package
 
 _MODULES = {
     "onnx": "foretell.importers.onnx",
@@ -90,7 +91,12 @@ def _import_folder(folder: Path, draft: Draft) -> Manifest:
     if {"runtime", "artifact", "signature"} <= given.keys():
         shutil.copytree(folder, draft.folder, dirs_exist_ok=True)
         draft.report("the folder is a package already; taken as it is")
-        return Package.open(draft.folder).manifest
+        manifest = Package.open(draft.folder).manifest
+        if draft.config:
+            manifest = decode_manifest(tomli_w.dumps({**given, **draft.config}), "the configuration given")
+            (draft.folder / MANIFEST).write_text(encode_manifest(manifest))
+            (draft.folder / SEAL).unlink(missing_ok=True)
+        return manifest
     draft.config = {**given, **draft.config}
     models = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_model(path)]
     if len(models) != 1:

@@ -12,7 +12,7 @@ from foretell.core.settings import ReplicaSettings
 from foretell.importers import import_model
 from foretell.runtimes import load
 from foretell.store.manifest import LabelsStep, NormalizeStep, PoolStep, TextStep
-from foretell.store.package import Package
+from foretell.store.package import Package, seal
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -293,6 +293,14 @@ def test_a_package_folder_is_taken_as_it_is(tmp_path: Path):
     import_model(doubler(tmp_path / "m.onnx"), tmp_path / "p")
     import_model(tmp_path / "p", tmp_path / "q")
     assert Package.open(tmp_path / "p").digest == Package.open(tmp_path / "q").digest
+
+
+def test_configuration_given_with_a_package_folder_wins(tmp_path: Path):
+    import_model(doubler(tmp_path / "m.onnx"), tmp_path / "p")
+    seal(tmp_path / "p")
+    manifest = import_model(tmp_path / "p", tmp_path / "q", config={"description": "new"})
+    assert manifest.description == "new"
+    assert Package.open(tmp_path / "q").manifest.description == "new"
 
 
 def test_an_object_of_another_kind_is_refused(tmp_path: Path):
