@@ -11,26 +11,10 @@ from examples.serving import foretell, serving
 
 SENTENCES = ["a cat sleeps on the sofa", "the kitten naps on a couch", "shares fell after the report"]
 
-TRANSFORM = """
-[[transform.before]]
-kind = "text"
-max_length = 128
-
-[[transform.after]]
-kind = "pool"
-input = "last_hidden_state"
-
-[[transform.after]]
-kind = "normalize"
-output = "embedding"
-"""
-
 with tempfile.TemporaryDirectory() as folder:
-    source = minilm(Path(folder))  # model.onnx and tokenizer.json
-    config = Path(folder, "transform.toml")
-    config.write_text(TRANSFORM)
+    source = minilm(Path(folder))  # model.onnx, and tokenizer.json: enough to make it a text embedder
     store = str(Path(folder, "store"))
-    foretell("add", "minilm", str(source), "--config", str(config), "--store", store)
+    foretell("add", "minilm", str(source), "--store", store)
 
     with serving("minilm", "--store", store) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
