@@ -55,11 +55,12 @@ def http_target(
     clients: tuple[int, ...],
     path: str,
     name: str = "",
+    steady: bool = False,
 ) -> Target:
     """A verified target that wrk drives. Raises `ValueError` if an answer differs from direct onnxruntime."""
     verify(server.name, server.port, path, list(payloads), want, model.tolerance)
     name = name or server.name
-    script = write_script(f"{model.name}-{name}".replace(" ", "").replace(",", "-"), path, payloads)
+    script = write_script(f"{model.name}-{name}".replace(" ", "").replace(",", "-"), path, payloads, steady=steady)
     server.process.measure_idle()
     return Target(name, _wrk(script, server.port), clients, server.process)
 

@@ -98,16 +98,15 @@ def heavy(run: Run, workload: str, model: Model, with_json: bool) -> None:
             targets = [ceiling_target(ceiling)]
             for server in up:
                 targets += run.accept(
-                    server, lambda s=server: http_target(s, model, binary, want, (8, 64), s.binary_path)
+                    server, lambda s=server: http_target(s, model, binary, want, (8, 64), s.binary_path, steady=True)
                 )
                 name = f"{server.name}, JSON"
                 if with_json:
                     targets += run.accept(
                         server,
-                        lambda s=server, n=name: http_target(s, model, text, want, (8, 64), s.json_path, n),
+                        lambda s=server, n=name: http_target(s, model, text, want, (8, 64), s.json_path, n, True),
                     )
-            # What is still in flight at the end is not counted, and here that may be half a second of work:
-            # measurements are longer, and fewer.
+            # One batch may take half a second here: measurements are longer, and fewer.
             run.measure(workload, targets, max(1, run.rounds * 2 // 3), run.seconds * 2.5)
     finally:
         ceiling.close()

@@ -106,3 +106,8 @@ def test_the_generated_script_drives_wrk_with_every_payload_in_turn(tmp_path: Pa
         server.server_close()
     assert seen == {b"one", b"two", b"bad"}
     assert 0 < sample.errors < sample.requests
+
+
+def test_a_steady_count_replaces_the_rate_when_answers_come_in_lumps() -> None:
+    assert parse_wrk("RESULT 128 2000000 0 1 1\nSTEADY 64 500000").rate == 128.0
+    assert parse_wrk("RESULT 64 2000000 0 1 1\nSTEADY 0 0").rate == 32.0
