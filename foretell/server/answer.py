@@ -87,7 +87,7 @@ def _output(wanted: WantedOutput, outputs: dict[str, Tensor], tail: list[Body]) 
         raise ModelFailed(f'the model returned no output "{name}", which its signature promises')
     array = outputs[name]
     if wanted.classes:
-        array = _best_classes(name, array, wanted.classes)
+        array = best_classes(name, array, wanted.classes)
     if not wanted.binary:
         return _plain(name, array)
     if array.dtype.kind in "SU":
@@ -97,7 +97,7 @@ def _output(wanted: WantedOutput, outputs: dict[str, Tensor], tail: list[Body]) 
     return OutputTensor(name, datatype_of(array), list(array.shape), {"binary_data_size": len(raw)})
 
 
-def _best_classes(name: str, array: Tensor, count: int) -> Tensor:
+def best_classes(name: str, array: Tensor, count: int) -> Tensor:
     """The `count` largest of each row as "score:index" texts, largest first."""
     if array.dtype.kind not in "fiub" or array.ndim < 1:
         raise InvalidInput(f'output "{name}" has no scores to classify by; ask for it without "classification"')

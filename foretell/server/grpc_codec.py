@@ -154,18 +154,23 @@ def _as_bytes(item: object) -> bytes:
     return item.encode() if isinstance(item, str) else bytes(item)  # type: ignore[call-overload]
 
 
-def requested_outputs(message: oip_pb2.ModelInferRequest, signature: Signature) -> tuple[str, ...]:
-    """The names of the outputs the request asks for, in its order; empty means all."""
-    names: list[str] = []
+def requested_outputs(message: oip_pb2.ModelInferRequest, signature: Signature) -> dict[str, int]:
+    """The outputs that the request asks for, in its order, each with how many best classes to answer instead of
+    scores (0: the tensor itself).
+    """
+    wanted: dict[str, int] = {}
     for output in message.outputs:
-        if output.parameters:
-            refuse_tensor_parameters("output", output.name, output.parameters)
+        classes = 0
+        if "classification" in output.parameters:
+            classes = _number("classification", output.parameters["classification"])
+            if classes < 1:
+                raise InvalidInput(f'output "{output.name}": classification is {classes}; ask for 1 class or more')
+        refuse_tensor_parameters("output", output.name, output.parameters)
         if all(output.name != spec.name for spec in signature.outputs):
             near = did_you_mean(output.name, [s.name for s in signature.outputs])
             raise InvalidInput(f'unknown output "{output.name}". {near}')
-        if output.name not in names:
-            names.append(output.name)
-    return tuple(names)
+        wanted[output.name] = classes
+    return wanted
 
 
 def refuse_tensor_parameters(side: str, name: str, parameters: Iterable[str]) -> None:
@@ -173,9 +178,7 @@ def refuse_tensor_parameters(side: str, name: str, parameters: Iterable[str]) ->
     for parameter in parameters:
         if parameter.startswith("shared_memory_"):
             raise Unsupported(f'{side} "{name}": shared memory is not served; send the bytes in the message')
-        if parameter == "classification":
-            raise Unsupported(f'{side} "{name}": classification is not served; package labels with the model')
-        if parameter not in _SILENT:
+        if parameter not in _SILENT and not (side == "output" and parameter == "classification"):
             raise InvalidInput(f'{side} "{name}": unknown parameter "{parameter}"')
 
 

@@ -16,6 +16,7 @@ from foretell.core.request import Request
 from foretell.core.tensor import TensorSpec
 from foretell.plane.info import VersionStatistics
 from foretell.server import oip_pb2
+from foretell.server.answer import best_classes
 from foretell.server.door import Door
 from foretell.server.grpc_codec import NO_OPTIONS, read_inputs, read_options, requested_outputs, write_outputs
 
@@ -92,7 +93,7 @@ class InferenceService:
         try:
             signature = self._plane.signature(reference)
             inputs = read_inputs(message)
-            names = requested_outputs(message, signature) if message.outputs else ()
+            wanted = requested_outputs(message, signature) if message.outputs else {}
             options = read_options(message) if message.parameters else NO_OPTIONS
         except ForetellError as error:
             self._plane.refused(reference, error, "grpc")
@@ -104,7 +105,11 @@ class InferenceService:
         response = await self._plane.infer(reference, request)
         answer = oip_pb2.ModelInferResponse(model_name=response.model, model_version=response.version, id=request.id)
         raw = bool(message.raw_input_contents) or not message.inputs
-        write_outputs(response.outputs, names or response.outputs, raw, answer)
+        outputs = response.outputs
+        for name, classes in wanted.items():
+            if classes:
+                outputs = {**outputs, name: best_classes(name, outputs[name], classes)}
+        write_outputs(outputs, wanted or outputs, raw, answer)
         if options.final_mark:
             answer.parameters["triton_final_response"].bool_param = True
         return answer

@@ -120,6 +120,7 @@ WRONG = {
         "1 stray bytes",
     ),
     "unknown output": (with_output("totals"), 'unknown output "totals". Did you mean "total"?'),
+    "no classes": (with_output("total", classification=0), 'output "total": classification is 0'),
     "unknown parameter": (with_parameter("timeuot", int64_param=1), 'Did you mean "timeout"?'),
     "parameter of a wrong type": (with_parameter("timeout", string_param="1s"), "send a whole number"),
     "a priority out of range": (with_parameter("priority", uint64_param=2**40), "give a number of 32 bits"),
@@ -148,7 +149,6 @@ async def test_a_name_and_a_version_that_disagree_are_refused(channel):
     ("request_", "message"),
     [
         (with_parameter("sequence_id", int64_param=7), "stateful sequences are not served"),
-        (with_output("label", classification=3), "classification is not served"),
         (with_output("label", shared_memory_byte_size=3), "shared memory is not served"),
     ],
 )

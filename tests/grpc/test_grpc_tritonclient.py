@@ -86,6 +86,13 @@ async def test_only_the_requested_outputs_are_answered_in_the_order_asked(client
     assert result.as_numpy("total") is None
 
 
+async def test_the_best_classes_of_an_output_come_as_scores_and_indexes(client):
+    wanted = [triton.InferRequestedOutput("y", class_count=1)]
+    array = np.array([[0.5, -1.25], [1, 2]], dtype=np.float16)
+    result = await client.infer("half", [tensor("x", array, "FP16")], outputs=wanted)
+    assert result.as_numpy("y").tolist() == [[b"1.000000:0"], [b"4.000000:1"]]
+
+
 async def test_bytes_go_both_ways_untouched(client):
     array = np.array(["héllo".encode(), b"", b"\x00\xff"], dtype=object)
     result = await client.infer("text", [tensor("text", array, "BYTES")])
