@@ -11,7 +11,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -63,13 +63,14 @@ MODELS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
 }
 
 
-def register(home: str) -> list[str]:
-    """Add the demo models that the store at `home` lacks; returns those it has then. Says which cannot be had."""
+def register(home: str, wanted: Iterable[str] = MODELS) -> list[str]:
+    """Add the `wanted` models that the store at `home` lacks; returns those it has then. Says which cannot be had."""
     with open_store(home) as store:
         known = set(store.names())
-        for name, (build, description, extra) in MODELS.items():
+        for name in wanted:
             if name in known:
                 continue
+            build, description, extra = MODELS[name]
             print(f"registering {name} …", flush=True)
             with TemporaryDirectory(prefix="foretell-demo-") as scratch:
                 config = Path(scratch, "extra.toml")
@@ -83,7 +84,7 @@ def register(home: str) -> list[str]:
                 make_package(source, out, False, description, None, config, lambda line: print(f"  {line}"))
                 print(f"  {store.add(name, out)}")
             known.add(name)
-        return [name for name in MODELS if name in known]
+        return [name for name in wanted if name in known]
 
 
 def commands(url: str, models: list[str]) -> dict[str, str]:
@@ -179,15 +180,18 @@ def interrupt(*_: object) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Serve the demo models and ask them a few things.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"some of {', '.join(MODELS)} (default: all)")
     parser.add_argument("--once", action="store_true", help="end after the requests")
     parser.add_argument("--port", type=int, default=-1, help="HTTP port (default 8080 if free)")
     parser.add_argument("--grpc-port", type=int, default=-1, help="gRPC port (default 8081 if free)")
     arguments = parser.parse_args()
+    if unknown := set(arguments.models) - set(MODELS):
+        parser.error(f"no demo model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
     signal.signal(signal.SIGTERM, interrupt)
     home = os.environ.get("FORETELL_HOME") or str(Path(__file__).resolve().parent.parent / ".demo")
     console = Console(highlight=False, soft_wrap=True)
     try:
-        models = register(home)
+        models = register(home, arguments.models or MODELS)
         ports = [
             *("--port", str(arguments.port if arguments.port >= 0 else free_port(8080))),
             *("--grpc-port", str(arguments.grpc_port if arguments.grpc_port >= 0 else free_port(8081))),

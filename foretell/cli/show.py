@@ -84,7 +84,7 @@ def _print(opened: Opened, facts: dict[str, Any]) -> None:
     if manifest.trust_code:
         print("  loading it runs code from the package: it needs --trust-code")
     print("\nTry it while it is served:")
-    print(f"  {curl(opened)}")
+    print(f"  {call(opened)}")
 
 
 def _section(title: str, lines: Any) -> None:
@@ -98,11 +98,15 @@ def _step(step: Any) -> str:
     return f"{kind}: {', '.join(f'{k} = {v}' for k, v in values.items()) or 'defaults'}"
 
 
-def curl(opened: Opened, url: str = "http://127.0.0.1:8080") -> str:
-    """A command line that asks a server for the package's first sample row (in Open Inference Protocol JSON)."""
+def call(opened: Opened, url: str = "http://127.0.0.1:8080") -> str:
+    """A command line that asks a server for the package's first sample row: curl with Open Inference Protocol JSON,
+    or `foretell predict` where the row is no text (an image).
+    """
     sample = opened.package.sample()
     specs = opened.package.manifest.signature.inputs
     one = {spec.name: _first(sample[spec.name] if sample else None, spec) for spec in specs}
+    if any(isinstance(value, dict) for _, data in one.values() for value in data):
+        return f"foretell predict {url}/{opened.name} --image FILE"
     body = {
         "inputs": [
             {"name": s.name, "datatype": s.datatype, "shape": one[s.name][0], "data": one[s.name][1]} for s in specs

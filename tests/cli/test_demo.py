@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -52,7 +53,7 @@ def test_the_answers_are_right_and_every_command_works_when_pasted(store):
 def test_ctrl_c_drains_and_leaves_nothing_running(store):
     home, _ = store
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", "--port", "0", "--grpc-port", "0"],
+        [sys.executable, "-m", "examples.demo", "digits", "--port", "0", "--grpc-port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -76,9 +77,25 @@ def test_ctrl_c_drains_and_leaves_nothing_running(store):
     assert any("/docs" in line for line in lines)
 
 
-def test_ports_in_use_are_left_alone(store):
-    home, _ = store
-    with ChildServer(["digits", "--port", "0", "--grpc-port", "-1", "--access-log", "none", "--store", home]) as server:
-        port = int(server.url.rpartition(":")[2])
+def test_an_unknown_demo_model_is_wrong_usage(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo", "digitz"])
+    with pytest.raises(SystemExit) as end:
+        demo.main()
+    assert end.value.code == 2
+    assert "no demo model digitz; there are digits, minilm, lite0" in capsys.readouterr().err
+
+
+def test_show_tells_how_to_send_an_image(store, cli):
+    home, models = store
+    if "lite0" not in models:
+        pytest.skip("the packages of lite0 are not installed")
+    assert "foretell predict http://127.0.0.1:8080/lite0 --image FILE" in cli("show", "lite0", "--store", home).out
+    photo = dict(demo.sample_images())["flower.jpg"]
+    assert "daisy" in cli("predict", "lite0", "--image", photo, "--store", home).out
+
+
+def test_ports_in_use_are_left_alone():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
         assert demo.free_port(port) == 0
     assert demo.free_port(port) == port

@@ -22,7 +22,11 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_help_loads_no_library_but_the_command_line_s_own():
-    code = "from foretell.cli.main import command\ntry: command().main(['--help'], prog_name='foretell')\nexcept SystemExit: pass"
+    code = (
+        "from foretell.cli.main import command\n"
+        "try: command().main(['--help'], prog_name='foretell')\n"
+        "except SystemExit: pass"
+    )
     assert loaded_by(code) == set()
 
 
