@@ -1,6 +1,7 @@
 """The tables of docs/ list the keys, defaults, metrics and routes that the code has, and no others."""
 
 import re
+import tomllib
 from typing import Any
 
 import msgspec
@@ -92,6 +93,13 @@ def test_the_page_lists_every_metric_with_its_kind_and_labels():
     rows = markdown_tables(ROOT / "docs/metrics.md")["Metrics"]
     told = {name.strip("`"): (kind, set(re.findall("`(.+?)`", labels))) for name, kind, labels, _ in rows}
     assert told == real
+
+
+def test_the_page_lists_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    real = {re.split(r"[><=;\[ ]", line)[0] for line in project["dependencies"]}
+    rows = markdown_tables(ROOT / "docs/dependencies.md")["Dependencies"]
+    assert {name for cells in rows for name in re.findall("`(.+?)`", cells[0])} == real
 
 
 def test_the_page_of_errors_names_the_codes_of_the_error_classes():
