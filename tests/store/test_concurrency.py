@@ -17,7 +17,9 @@ from tests.store.conftest import execute
 from tests.store.packages import write_package
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["foretell.store.store", "tests.store.packages"])
+PROCESSES.set_forkserver_preload(
+    ["pytest", "foretell.store.store", "sqlalchemy.dialects.postgresql.psycopg", "tests.store.packages"]
+)
 
 Place = tuple[str, str]
 
