@@ -31,7 +31,6 @@ def admit(request: Request, settings: BatchingSettings, *, queued_rows: int, wai
         raise DeadlineExceeded("the deadline had passed when the request arrived; raise its timeout")
     if wait_s > left:
         raise Overloaded(
-            f"the estimated wait is {wait_s:.3f} s and the deadline is in {left:.3f} s; retry later or allow"
-            " more time",
+            f"the estimated wait is {wait_s:.3f} s and the deadline is in {left:.3f} s; retry later or allow more time",
             max(wait_s - left, MIN_RETRY_S),
         )
