@@ -114,6 +114,8 @@ def _measure_one(workload: str, target: Target, clients: int, number: int, secon
         server.resume()
     if number == 0:
         target.measure(clients, 1.0)
+        if server:
+            server.settle()
     before = server.cpu_seconds() if server else float("nan")
     got = target.measure(clients, seconds)
     used = server.cpu_seconds() - before if server else float("nan")
