@@ -161,10 +161,12 @@ def show(server: ChildServer, models: list[str], console: Console) -> None:
     console.print(f"  REST and OpenAI's API  {server.url}   try it in a browser: {server.url}/docs")
     console.print(f"  gRPC                   {server.grpc}   metrics: {server.url}/metrics\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("MODEL", "ASKED", "ANSWER"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("FIRST", justify="right")
-    table.add_column("THEN", justify="right")
+    # On a narrow terminal the questions are wrapped; names and latencies never are.
+    table.add_column("MODEL", no_wrap=True)
+    table.add_column("ASKED")
+    table.add_column("ANSWER")
+    table.add_column("FIRST", justify="right", no_wrap=True)
+    table.add_column("THEN", justify="right", no_wrap=True)
     for model, asked, answer, first, median in ask(server.url, models):
         table.add_row(model, asked, answer, f"{first:.1f} ms", f"{median:.1f} ms")
     console.print(table)
