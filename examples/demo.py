@@ -176,7 +176,7 @@ def show(server: ChildServer, models: list[str], console: Console) -> None:
 
 
 def interrupt(*_: object) -> None:
-    """SIGTERM ends the demo as Ctrl-C does."""
+    """Ctrl-C and SIGTERM end the demo."""
     raise KeyboardInterrupt
 
 
@@ -189,7 +189,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.models) - set(MODELS):
         parser.error(f"no demo model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
-    signal.signal(signal.SIGTERM, interrupt)
+    # Both are set: a shell starts background jobs with SIGINT ignored, and Python then leaves it so.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     home = os.environ.get("FORETELL_HOME") or str(Path(__file__).resolve().parent.parent / ".demo")
     console = Console(highlight=False, soft_wrap=True)
     try:
