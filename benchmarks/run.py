@@ -6,6 +6,7 @@ Needs Debian's packages wrk and nghttp2-client; installs every peer into `.peers
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
 from importlib.metadata import version
@@ -65,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Unavailable as error:
         print(error)
         return 2
+    # Ended from outside, the servers still have to be stopped: `finally` blocks run on SystemExit only.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run, start = Run(options.rounds, options.seconds), time.monotonic()
     for name in options.only:
         try:

@@ -4,6 +4,8 @@
 """
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable
 from statistics import median
 
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(CANDIDATES))
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print("peer, workers, batch, wait ms")
     for name in options.only.split(","):
         try:
