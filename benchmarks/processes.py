@@ -55,6 +55,13 @@ class ServerProcess:
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float = 60.0, poll_s: float = 0.05) -> None:
         """Block until `ready()`; raises `Unavailable` with the log's last lines if it dies or takes too long."""
+        try:
+            self._await(ready, timeout_s, poll_s)
+        except BaseException:  # also when the run is ended meanwhile: nobody else knows this process yet
+            self.stop()
+            raise
+
+    def _await(self, ready: Callable[[], bool], timeout_s: float, poll_s: float) -> None:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             if self.process.poll() is not None:
@@ -62,7 +69,6 @@ class ServerProcess:
             if ready():
                 return
             time.sleep(poll_s)
-        self.stop()
         raise Unavailable(f"{self.name} did not answer within {timeout_s:.0f} s: {self.tail()}")
 
     def tail(self, lines: int = 5) -> str:
