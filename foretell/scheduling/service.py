@@ -2,6 +2,9 @@
 
 import math
 
+_ALL_FIXED = 1e6
+"""The ratio of fixed to per-row cost where rows seem to cost nothing."""
+
 
 class ServiceTimes:
     """Fits seconds ≈ fixed + per_row · rows by least squares with exponential forgetting.
@@ -14,6 +17,7 @@ class ServiceTimes:
         self._keep = 0.5 ** (1.0 / half_life)
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         self._deviation = 0.0
+        self._ratio: float | None = None
         self.fixed = 0.0
         self.per_row = 0.0
 
@@ -32,16 +36,26 @@ class ServiceTimes:
         self._xx = self._xx * k + rows * rows
         self._xy = self._xy * k + rows * seconds
         spread = self._n * self._xx - self._x * self._x
-        slope = (self._n * self._xy - self._x * self._y) / spread if spread > 1e-9 * self._xx * self._n else -1.0
-        intercept = (self._y - slope * self._x) / self._n
-        if slope < 0.0 or intercept < 0.0:
-            # One size seen so far, or noise: the only line through the origin that keeps the mean.
-            slope, intercept = self._y / self._x, 0.0
-        self.fixed, self.per_row = intercept, slope
+        if spread > 1e-3 * self._x * self._x:
+            slope = (self._n * self._xy - self._x * self._y) / spread
+            intercept = (self._y - slope * self._x) / self._n
+            self._ratio = max(0.0, intercept / slope) if slope > 0.0 else _ALL_FIXED
+        # Batches of one size tell how long, not which part is fixed: that share is kept from before.
+        ratio = self._ratio or 0.0
+        self.per_row = self._y / (ratio * self._n + self._x)
+        self.fixed = ratio * self.per_row
 
     def predict(self, rows: int) -> float:
         """Expected seconds of a batch of `rows`."""
         return self.fixed + self.per_row * rows
+
+    def useful_rows(self) -> int:
+        """The batch size beyond which a row gets less than 5 % cheaper; at least 4, so that there is something to
+        learn from. Larger batches would only make everybody in them wait.
+        """
+        if self._ratio is None:
+            return 1 << 30
+        return max(4, math.ceil(20.0 * self._ratio - 1e-6))
 
     def rows_within(self, seconds: float) -> int:
         """The largest batch whose service time, with three mean deviations of margin, stays within `seconds`.

@@ -74,7 +74,25 @@ class TestServiceTimes:
             service.observe(rows, seconds)
         predictions = [service.predict(n) for n in range(1, 65)]
         assert predictions[0] >= 0
+        assert service.useful_rows() >= 4
         assert predictions == sorted(predictions)
+
+    def test_a_model_that_gains_from_batching_is_given_large_batches_and_one_that_does_not_small_ones(self):
+        assert learned(fixed=0.001, per_row=0.00001).useful_rows() >= 1000
+        assert learned(fixed=0.0, per_row=0.01).useful_rows() == 4
+        assert learned(fixed=0.004, per_row=0.01).useful_rows() == 8
+
+    def test_a_long_time_of_single_rows_does_not_make_it_forget_what_batching_gains(self):
+        service = learned(fixed=0.001, per_row=0.00001)
+        for _ in range(5000):
+            service.observe(1, 0.00101)
+        assert service.useful_rows() >= 500
+        assert service.predict(64) == pytest.approx(0.00164, rel=0.05)
+
+    def test_nothing_is_limited_before_two_sizes_were_seen(self):
+        service = ServiceTimes()
+        service.observe(1, 0.001)
+        assert service.useful_rows() > 1000
 
     def test_forgets_old_speeds(self):
         service = learned(0.0, 0.001)
