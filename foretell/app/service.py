@@ -11,11 +11,11 @@ from pathlib import Path
 from foretell import __version__
 from foretell.app.catalog import Catalog
 from foretell.app.config import Config
+from foretell.app.packages import is_path, open_target
 from foretell.app.telemetry import Telemetry
 from foretell.core.errors import ConfigError
-from foretell.core.reference import Reference, check_name, parse_reference
+from foretell.core.reference import Reference, parse_reference
 from foretell.fleet.launcher import Launcher, LocalProcess
-from foretell.importers import import_model
 from foretell.plane.plane import Plane
 from foretell.server.app import App
 from foretell.server.grpc import GrpcServer
@@ -92,21 +92,13 @@ def _served(config: Config, scratch: Path) -> tuple[list[Reference], dict[str, P
     wanted: list[Reference] = []
     fixed: dict[str, Package] = {}
     for item in config.serve:
-        path = Path(item)
-        if path.exists() or "/" in item:
-            name, package = _package_from(path, scratch, config.server.trust_code)
-            fixed[name] = package
+        if is_path(item):
+            opened = open_target(item, None, scratch, config.server.trust_code)
+            fixed[opened.name] = opened.package
         else:
             wanted.append(parse_reference(item))
     _refuse_twins(wanted, fixed)
     return wanted, fixed
-
-
-def _package_from(path: Path, scratch: Path, trust_code: bool) -> tuple[str, Package]:
-    name = check_name(path.stem.replace(" ", "-"))
-    out = scratch / name
-    import_model(path, out, trust_code=trust_code)
-    return name, Package.open(out)
 
 
 def _refuse_twins(wanted: Iterable[Reference], fixed: dict[str, Package]) -> None:
