@@ -143,6 +143,7 @@ class Catalog:
             batching=override(name, "batching", manifest.batching, given.batching),
             cache=override(name, "cache", manifest.cache, given.cache),
             replicas=replicas,
+            cores=cores,
             trust_code=self._config.server.trust_code,
             replica_dollars_per_hour=self._config.hardware.dollars_per_hour * min(1.0, replicas.threads / cores),
         )

@@ -95,6 +95,7 @@ def examine(opened: Opened, trust_code: bool) -> Findings:
         batching=manifest.batching,
         cache=manifest.cache,
         replicas=replicas,
+        cores=usable_cores(),
         trust_code=trust_code,
     )
     answered, times, start_s = asyncio.run(_through_the_pipe(spec, sample, rows))

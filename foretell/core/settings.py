@@ -34,7 +34,8 @@ class CacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 class ReplicaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The processes that hold a model.
 
-    count: processes (0: as many as fit the cores). threads: intra-op threads of each (0: the cores divided).
+    count: processes (0: one for a light model, up to four that share the cores for a heavy one). threads: intra-op
+    threads of each (0: the cores divided).
     device: auto, cpu, cuda, tensorrt, openvino, coreml. memory_limit_mb: a replica above it is replaced after
     its batch (0: no limit). hang_timeout_s: a batch that runs longer than this means the replica hangs; it is
     killed. start_timeout_s: loading and warm-up may take this long.

@@ -14,6 +14,7 @@ from foretell.fleet.launcher import Launcher
 from foretell.fleet.replica import Replica
 from foretell.fleet.restart import RestartPolicy
 from foretell.fleet.spec import WorkerSpec
+from foretell.fleet.wire import Ready
 from foretell.scheduling.dispatcher import Batch, Dispatcher
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,14 @@ class Pool:
         self._closing = False
         self._watch: asyncio.TimerHandle | None = None
 
-    async def start(self, count: int) -> None:
-        """Start `count` replicas and return when the first is ready. Raises what loading it raised."""
-        await self._start_one()
-        self._wanted = count
+    async def start(self, count: Callable[[Ready], int]) -> None:
+        """Start a replica and, once it is warm, as many more as `count` says of it; return when the first is ready.
+
+        Raises what loading it raised.
+        """
+        ready = await self._start_one()
         self._watch = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._look)
-        self.scale(count)
+        self.scale(count(ready))
 
     def scale(self, count: int) -> None:
         """Start or retire replicas until there are `count`."""
@@ -103,7 +106,7 @@ class Pool:
 
     # Starting and ending
 
-    async def _start_one(self) -> None:
+    async def _start_one(self) -> Ready:
         self._starting += 1
         replica = Replica(self._launch(self._spec), self)
         try:
@@ -121,12 +124,14 @@ class Pool:
         if isinstance(self.dispatcher.unavailable, NotReady) and not self._closing:
             self.dispatcher.unavailable = None
         self.dispatcher.pump()
+        return ready
 
     async def _start_again(self, delay: float) -> None:
         while True:
             await asyncio.sleep(delay)
             try:
-                return await self._start_one()
+                await self._start_one()
+                return
             except ForetellError as error:
                 delay = self._policy.crashed(time.monotonic(), answered=False)
                 log.warning("%s: a replica did not start (%s); next try in %.1f s", self.name, error, delay)

@@ -12,7 +12,8 @@ from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSetti
 from foretell.core.tensor import Signature
 from foretell.fleet.launcher import Launcher
 from foretell.fleet.pool import Pool
-from foretell.fleet.spec import WorkerSpec
+from foretell.fleet.spec import WorkerSpec, replicas_for
+from foretell.fleet.wire import Ready
 from foretell.plane.info import BatchStatistics, ModelInfo, VersionStatistics
 from foretell.scheduling.cache import ResponseCache, request_digest
 from foretell.scheduling.dispatcher import Dispatcher
@@ -21,8 +22,9 @@ from foretell.store.manifest import Manifest
 
 
 class DeploymentSpec(msgspec.Struct, frozen=True):
-    """Everything a deployment needs. `package` is the folder its replicas load; `replicas` has no zeros left.
+    """Everything a deployment needs. `package` is the folder its replicas load.
 
+    `replicas.threads` is not 0 and `cores` is how many there are to divide (see `fleet.spec`).
     `replica_dollars_per_hour` is the share of the machine's price that one replica occupies.
     """
 
@@ -33,6 +35,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True):
     batching: BatchingSettings
     cache: CacheSettings
     replicas: ReplicaSettings
+    cores: int
     trust_code: bool = False
     replica_dollars_per_hour: float = 0.0
 
@@ -91,10 +94,13 @@ class Deployment:
     async def start(self) -> None:
         """Load and warm up; returns when the first replica can answer. Raises why it cannot."""
         try:
-            await self.pool.start(self.spec.replicas.count)
+            await self.pool.start(self._count)
         except BaseException:
             await self.pool.close()
             raise
+
+    def _count(self, ready: Ready) -> int:
+        return replicas_for(self.spec.replicas, ready.warmup, self.spec.cores)
 
     @property
     def ready(self) -> bool:

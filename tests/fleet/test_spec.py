@@ -1,20 +1,26 @@
-"""How many replicas, with how many threads: what is asked for is kept, what is left to us divides the cores."""
+"""How many replicas, with how many threads: what is asked for is kept, what is left to us follows the model."""
 
 import pytest
 
 from foretell.core.settings import ReplicaSettings
-from foretell.fleet.spec import fit
+from foretell.fleet.spec import fit, replicas_for
+
+LIGHT, HEAVY = [(1, 0.0001), (64, 0.0004)], [(1, 0.013), (64, 0.6)]
 
 
 @pytest.mark.parametrize(
-    ("asked", "cores", "count", "threads"),
+    ("asked", "cores", "warmup", "count", "threads"),
     [
-        (ReplicaSettings(), 2, 1, 2),
-        (ReplicaSettings(count=3), 8, 3, 2),
-        (ReplicaSettings(count=4), 2, 4, 1),
-        (ReplicaSettings(threads=3), 8, 1, 3),
+        (ReplicaSettings(), 2, LIGHT, 1, 1),
+        (ReplicaSettings(), 2, HEAVY, 2, 1),
+        (ReplicaSettings(), 16, HEAVY, 4, 4),
+        (ReplicaSettings(), 1, HEAVY, 1, 1),
+        (ReplicaSettings(count=1), 8, HEAVY, 1, 8),
+        (ReplicaSettings(count=3), 8, LIGHT, 3, 2),
+        (ReplicaSettings(threads=8), 8, HEAVY, 1, 8),
+        (ReplicaSettings(), 2, [], 1, 1),
     ],
 )
-def test_replicas_and_threads(asked, cores, count, threads):
+def test_replicas_and_threads(asked, cores, warmup, count, threads):
     fitted = fit(asked, cores)
-    assert (fitted.count, fitted.threads) == (count, threads)
+    assert (replicas_for(fitted, warmup, cores), fitted.threads) == (count, threads)

@@ -49,7 +49,8 @@ class Bench:
             manifest=decode_manifest((package / "model.toml").read_text()),
             batching=settings.pop("batching", BatchingSettings()),
             cache=settings.pop("cache", CacheSettings()),
-            replicas=fit(ReplicaSettings(**settings), 2),
+            replicas=fit(ReplicaSettings(**{"count": 1, **settings}), 2),
+            cores=2,
             trust_code=True,
             replica_dollars_per_hour=3600.0,
         )
