@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 
 from foretell.accel.hardware import usable_cores
 from foretell.app.config import Config, ModelSettings, override
-from foretell.core.errors import ConfigError, ForetellError, NotFound, did_you_mean
+from foretell.core.errors import ConfigError, Conflict, ForetellError, NotFound, did_you_mean
 from foretell.core.reference import Reference
 from foretell.core.routing import Route, RoutingTable, Target
 from foretell.fleet.spec import fit
@@ -17,6 +18,9 @@ from foretell.store.package import Package
 from foretell.store.store import Store
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""How long after a failure to load what is wanted it is tried again."""
 
 
 class Catalog:
@@ -42,18 +46,24 @@ class Catalog:
         self._known: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._token: object = None
+        self._retry_at = 0.0
 
     async def load(self, reference: Reference) -> None:
-        """Serve a reference from now on. Raises why it cannot be loaded; then nothing has changed."""
+        """Serve a reference from now on. Raises why it cannot be loaded; then it is not wanted any more."""
         async with self._lock:
+            if reference.name in self._fixed:
+                if not reference.selector:
+                    return
+                raise Conflict(f'"{reference.name}" is a file given when the server started, not a model of the store')
             added = reference not in self._wanted
             if added:
                 self._wanted.append(reference)
             try:
                 await self._sync([reference])
-            except ForetellError:
+            except BaseException:
                 if added:
                     self._wanted.remove(reference)
+                    self._failures.pop((reference.name, reference.selector), None)
                 raise
 
     async def unload(self, name: str) -> None:
@@ -87,7 +97,8 @@ class Catalog:
         while True:
             await asyncio.sleep(poll_s)
             try:
-                if await asyncio.to_thread(self._store.change_token) != self._token:
+                again = bool(self._failures) and time.monotonic() >= self._retry_at
+                if again or await asyncio.to_thread(self._store.change_token) != self._token:
                     async with self._lock:
                         await self._sync([])
             except Exception:
@@ -99,25 +110,27 @@ class Catalog:
         token = await asyncio.to_thread(self._store.change_token)
         self._failures.clear()
         targets: dict[Reference, str] = {}
+        refused: Exception | None = None
         for reference in self._wanted:
             try:
                 targets[reference] = await self._deployed(reference)
-            except ForetellError as error:
-                if reference in must:
-                    raise
+            except Exception as error:  # a store that cannot be read must not hold up the other models
                 self._note(reference, error)
+                refused = error if reference in must and refused is None else refused
         for name in self._fixed:
             await self._deploy(name, "1", self._fixed[name])
         keep = {(r.name, v) for r, v in targets.items()} | {(name, "1") for name in self._fixed}
         keep |= self._routed({r for r in self._wanted if r not in targets})
         self._plane.route(self._table(targets))
         stale = [d.spec for d in self._plane.deployments if (d.spec.name, d.spec.version) not in keep]
+        grace_s = self._config.server.grace_s
         for spec in stale:
             log.info("%s@%s: out of service", spec.name, spec.version)
-        grace_s = self._config.server.grace_s
-        await asyncio.gather(*(self._plane.retire(spec.name, spec.version, grace_s) for spec in stale))
+            self._plane.retire(spec.name, spec.version, grace_s)  # drains by itself: a slow request delays no swap
         self._known = await asyncio.to_thread(self._newest)
-        self._token = token
+        self._token, self._retry_at = token, time.monotonic() + RETRY_S
+        if refused is not None:
+            raise refused
 
     async def _deployed(self, reference: Reference) -> str:
         """The version a reference leads to, in service."""
@@ -150,9 +163,10 @@ class Catalog:
         await self._plane.deploy(spec)
         log.info("%s@%s: in service", name, version)
 
-    def _note(self, reference: Reference, error: ForetellError) -> None:
-        log.error("%s: %s; what was in service stays", reference, error.message)
-        self._failures[reference.name, reference.selector] = error.message
+    def _note(self, reference: Reference, error: Exception) -> None:
+        reason = error.message if isinstance(error, ForetellError) else f"{type(error).__name__}: {error}"
+        log.error("%s: %s; what was in service stays", reference, reason)
+        self._failures[reference.name, reference.selector] = reason
 
     def _in_service(self) -> set[tuple[str, str]]:
         return {(d.spec.name, d.spec.version) for d in self._plane.deployments}

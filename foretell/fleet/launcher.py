@@ -47,19 +47,23 @@ class LocalProcess:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
         threads = str(max(1, spec.replicas.threads))
-        with theirs:
+        command = [
+            sys.executable,
+            "-m",
+            "foretell.fleet.worker",
+            str(theirs.fileno()),
+            msgspec.json.encode(spec).decode(),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}  # BLAS, tokenizers
+        try:
             self._child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "foretell.fleet.worker",
-                    str(theirs.fileno()),
-                    msgspec.json.encode(spec).decode(),
-                ],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads},  # BLAS, tokenizers
+                command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=environment
             )
+        except OSError:
+            self.sock.close()
+            raise
+        finally:
+            theirs.close()
 
     @property
     def pid(self) -> int:

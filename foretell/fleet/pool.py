@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 
-from foretell.core.errors import ForetellError, NotReady
+from foretell.core.errors import ForetellError, NotReady, ReplicaCrashed
 from foretell.core.tensor import Tensors
 from foretell.fleet.launcher import Launcher
 from foretell.fleet.replica import Replica
@@ -23,7 +23,10 @@ WATCH_INTERVAL_S = 0.5
 
 
 class Pool:
-    """`lanes` are the ready replicas, shared with the dispatcher, which must be set before `start`."""
+    """`lanes` are the ready replicas, shared with the dispatcher, which must be set before `start`.
+
+    A replica that retires or has died is no lane any more, but stays in `_leaving` until its process has ended.
+    """
 
     def __init__(self, name: str, spec: WorkerSpec, launch: Launcher) -> None:
         self.name = name
@@ -36,8 +39,9 @@ class Pool:
         self._launch = launch
         self._policy = RestartPolicy()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[Replica] = set()
         self._wanted = 0
-        self._starting = 0
+        self._pending = 0
         self._closing = False
         self._watch: asyncio.TimerHandle | None = None
 
@@ -46,17 +50,20 @@ class Pool:
 
         Raises what loading it raised.
         """
-        ready = await self._start_one()
+        self._pending += 1
+        try:
+            ready = await self._start_one()
+        finally:
+            self._pending -= 1
         self._watch = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._look)
         self.scale(count(ready))
 
     def scale(self, count: int) -> None:
         """Start or retire replicas until there are `count`."""
         self._wanted = count
-        for _ in range(count - len(self.lanes) - self._starting):
-            self._keep(self._start_again(0.0))
         for replica in self.lanes[count:]:
             self._retire(replica)
+        self._fill(0.0)
 
     def total_replica_seconds(self) -> float:
         """Time that replicas were up, busy or idle, added over all of them."""
@@ -65,7 +72,7 @@ class Pool:
 
     def states(self) -> dict[str, int]:
         """Replicas by state, for metrics."""
-        return {"ready": len(self.lanes), "starting": self._starting}
+        return {"ready": len(self.lanes), "starting": self._pending}
 
     def pids(self) -> list[int]:
         return [replica.process.pid for replica in self.lanes]
@@ -77,7 +84,8 @@ class Pool:
             self._watch.cancel()
         for task in list(self._tasks):
             task.cancel()
-        replicas, self.lanes[:] = list(self.lanes), []
+        replicas = [*self.lanes, *self._leaving]
+        self.lanes.clear()
         for replica in replicas:
             replica.close()
         await asyncio.gather(*(replica.ended.wait() for replica in replicas), *self._tasks, return_exceptions=True)
@@ -85,7 +93,7 @@ class Pool:
     # Replica events
 
     def done(self, replica: Replica, batch: Batch, outputs: Tensors, compute_s: float, took_s: float) -> None:
-        self._policy.answered()
+        self._answered(replica)
         self.executions(batch.rows, compute_s)
         self.dispatcher.finished(batch, outputs, compute_s, took_s)
         limit = self._spec.replicas.memory_limit_mb * 2**20
@@ -93,61 +101,81 @@ class Pool:
             self._replace(replica)
 
     def failed(self, replica: Replica, batch: Batch, error: ForetellError) -> None:
+        self._answered(replica)
         self.dispatcher.failed(batch, error)
 
+    def gone(self, replica: Replica) -> None:
+        """Its connection broke: nothing more may be sent there. How it ended is known a little later (`lost`)."""
+        self._leave(replica)
+
     def lost(self, replica: Replica) -> None:
-        self._forget(replica)
+        self._leaving.discard(replica)
         held = list(replica.batches)
         log.warning("%s: %s; %d batches in hand", self.name, replica.reason, len(held))
-        delay = self._policy.crashed(time.monotonic(), answered=replica.answered)
-        if not self._closing:
-            self._go_on(delay, replica.reason)
         self.dispatcher.lost(held[0] if held else None, held[1:], replica.reason)
+        if self._closing:
+            return
+        self.restarts += 1
+        delay = self._policy.crashed(time.monotonic(), answered=replica.answered)
+        if not self.lanes and self._policy.looping:
+            self._unhealthy(replica.reason)
+        self._fill(delay)
 
     # Starting and ending
 
+    def _fill(self, delay: float) -> None:
+        """Start what is missing, after `delay` seconds."""
+        for _ in range(self._wanted - len(self.lanes) - self._pending):
+            self._keep(self._start(delay))
+
     async def _start_one(self) -> Ready:
-        self._starting += 1
-        replica = Replica(self._launch(self._spec), self)
+        try:
+            process = self._launch(self._spec)
+        except OSError as error:
+            raise ReplicaCrashed(f"no process could be started: {error}") from None
+        replica = Replica(process, self)
         try:
             ready = await replica.connect(self._spec.replicas.start_timeout_s)
         except BaseException:
             replica.kill("the start was abandoned")
             replica.close()
             raise
-        finally:
-            self._starting -= 1
         log.info("%s: replica %d ready in %.2f s", self.name, replica.process.pid, ready.load_s)
         for rows, seconds in ready.warmup:
             self.dispatcher.service.observe(rows, seconds)
         self.lanes.append(replica)
-        if isinstance(self.dispatcher.unavailable, NotReady) and not self._closing:
-            self.dispatcher.unavailable = None
-        self.dispatcher.pump()
+        self.dispatcher.resume()
         return ready
 
-    async def _start_again(self, delay: float) -> None:
-        while True:
-            await asyncio.sleep(delay)
-            try:
-                await self._start_one()
-                return
-            except ForetellError as error:
-                delay = self._policy.crashed(time.monotonic(), answered=False)
-                log.warning("%s: a replica did not start (%s); next try in %.1f s", self.name, error, delay)
-                if not self.lanes and self._policy.looping:
-                    self._unhealthy(str(error))
-
-    def _go_on(self, delay: float, reason: str) -> None:
-        self.restarts += 1
-        if not self.lanes and self._policy.looping:
-            self._unhealthy(reason)
-        if len(self.lanes) + self._starting < self._wanted:
-            self._keep(self._start_again(delay))
+    async def _start(self, delay: float, instead_of: Replica | None = None) -> None:
+        """Start one more replica, trying again until it works; it may take the place of another."""
+        try:
+            while True:
+                await asyncio.sleep(delay)
+                try:
+                    await self._start_one()
+                    break
+                except ForetellError as error:
+                    delay = self._policy.crashed(time.monotonic(), answered=False)
+                    log.warning("%s: a replica did not start (%s); next try in %.1f s", self.name, error, delay)
+                    if not self.lanes and self._policy.looping:
+                        self._unhealthy(str(error))
+        finally:
+            self._pending -= 1
+        if instead_of is not None:
+            self._retire(instead_of)
+        for replica in self.lanes[self._wanted :]:
+            self._retire(replica)
 
     def _unhealthy(self, reason: str) -> None:
         log.error("%s: unhealthy, replicas crash again and again: %s", self.name, reason)
         self.dispatcher.stop(NotReady(f"{self.name} is unhealthy, its replicas crash again and again: {reason}"))
+
+    def _answered(self, replica: Replica) -> None:
+        # Only a replica's first answer clears the record: one that works says nothing about another that cannot start.
+        if not replica.answered:
+            replica.answered = True
+            self._policy.answered()
 
     def _replace(self, replica: Replica) -> None:
         """Start a fresh replica, then retire this one. Until then it goes on working."""
@@ -158,38 +186,34 @@ class Pool:
             replica.rss >> 20,
         )
         replica.rss = 0
-        self._keep(self._start_then_retire(replica))
-
-    async def _start_then_retire(self, replica: Replica) -> None:
-        await self._start_again(0.0)
-        self._retire(replica)
+        self._keep(self._start(0.0, instead_of=replica))
 
     def _retire(self, replica: Replica) -> None:
         if replica in self.lanes:
-            self._forget(replica)
-            self._keep(self._finish(replica))
+            self._leave(replica)
+            replica.retire()
 
-    async def _finish(self, replica: Replica) -> None:
-        while replica.batches and not replica.ended.is_set():
-            await asyncio.sleep(0.01)
-        replica.close()
-        await replica.ended.wait()
-
-    def _forget(self, replica: Replica) -> None:
+    def _leave(self, replica: Replica) -> None:
         if replica in self.lanes:
             self.lanes.remove(replica)
             self.replica_seconds += time.monotonic() - replica.started_at
+        self._leaving.add(replica)
+
+    def retired(self, replica: Replica) -> None:
+        """It finished what it held, and its process has ended."""
+        self._leaving.discard(replica)
 
     def _look(self) -> None:
         """The watchdog: a batch that runs too long means the replica hangs."""
         limit = self._spec.replicas.hang_timeout_s
         now = time.monotonic()
-        for replica in self.lanes:
+        for replica in (*self.lanes, *self._leaving):
             if replica.batches and now - replica.running_since > limit:
                 replica.kill(f"the replica hung: a batch ran longer than {limit:g} s (replicas.hang_timeout_s)")
         self._watch = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._look)
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _keep(self, start: Coroutine[None, None, None]) -> None:
+        self._pending += 1
+        task = asyncio.get_running_loop().create_task(start)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

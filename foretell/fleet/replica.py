@@ -5,12 +5,25 @@ import time
 from collections import deque
 from typing import Protocol, cast
 
-from foretell.core import errors
-from foretell.core.errors import ForetellError, ModelFailed, ReplicaCrashed
+from foretell.core.errors import (
+    ConfigError,
+    ForetellError,
+    InvalidInput,
+    ModelFailed,
+    PackageError,
+    ReplicaCrashed,
+    Unsupported,
+    UntrustedCode,
+)
 from foretell.core.tensor import Tensors
 from foretell.fleet import wire
 from foretell.fleet.launcher import Process
 from foretell.scheduling.dispatcher import Batch
+
+_ERRORS: dict[str, type[ForetellError]] = {
+    kind.__name__: kind for kind in (ConfigError, InvalidInput, ModelFailed, PackageError, Unsupported, UntrustedCode)
+}
+"""What a replica may report, by the name it travels under; anything else is the model's failure."""
 
 
 class ReplicaEvents(Protocol):
@@ -18,7 +31,9 @@ class ReplicaEvents(Protocol):
 
     def done(self, replica: "Replica", batch: Batch, outputs: Tensors, compute_s: float, took_s: float) -> None: ...
     def failed(self, replica: "Replica", batch: Batch, error: ForetellError) -> None: ...
+    def gone(self, replica: "Replica") -> None: ...
     def lost(self, replica: "Replica") -> None: ...
+    def retired(self, replica: "Replica") -> None: ...
 
 
 class Replica(asyncio.BufferedProtocol):
@@ -32,6 +47,7 @@ class Replica(asyncio.BufferedProtocol):
         self.started_at = time.monotonic()
         self.answered = False
         self.closing = False
+        self._retiring = False
         self.reason = ""
         self._events = events
         self._reader = wire.FrameReader()
@@ -61,6 +77,12 @@ class Replica(asyncio.BufferedProtocol):
         self.reason = self.reason or reason
         self.process.kill()
 
+    def retire(self) -> None:
+        """Hang up once the batches in hand are done."""
+        self._retiring = True
+        if not self.batches:
+            self.close()
+
     def close(self) -> None:
         """Hang up: the process ends by itself once the batch in hand is done."""
         self.closing = True
@@ -79,6 +101,8 @@ class Replica(asyncio.BufferedProtocol):
             self._handle(*received)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._ready.done() and not self.closing:
+            self._events.gone(self)
         loop = asyncio.get_running_loop()
         loop.run_in_executor(None, self._reap).add_done_callback(self._reaped)
 
@@ -93,26 +117,30 @@ class Replica(asyncio.BufferedProtocol):
         self.reason = self.reason or f"the replica died: {how.result()}"
         if not self._ready.done():
             self._ready.set_exception(ReplicaCrashed(f"{self.reason} while it loaded the model"))
-        elif not self.closing:
+        elif self.closing:
+            self._events.retired(self)
+        else:
             self._events.lost(self)
         self.ended.set()
 
     def _handle(self, header: wire.Header, body: memoryview) -> None:
         if isinstance(header, wire.Done):
             now = time.monotonic()
+            outputs = wire.read_tensors(header.tensors, body)
             batch = self.batches.popleft()
             took_s, self.running_since = now - self.running_since, now
-            self.answered = True
             self.rss = header.rss or self.rss
-            self._events.done(self, batch, wire.read_tensors(header.tensors, body), header.compute_s, took_s)
+            self._events.done(self, batch, outputs, header.compute_s, took_s)
         elif isinstance(header, wire.Failed):
-            kind = getattr(errors, header.error, ModelFailed)
+            error = _ERRORS.get(header.error, ModelFailed)(header.message)
             if not self._ready.done():
                 self.reason = header.message
-                self._ready.set_exception(kind(header.message))
+                self._ready.set_exception(error)
                 return
             self.running_since = time.monotonic()
-            self.answered = True
-            self._events.failed(self, self.batches.popleft(), kind(header.message))
+            self._events.failed(self, self.batches.popleft(), error)
         elif isinstance(header, wire.Ready):
             self._ready.set_result(header)
+            return
+        if self._retiring and not self.batches:
+            self.close()

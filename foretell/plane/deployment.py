@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from foretell.core.errors import Cancelled, DeadlineExceeded, NotReady
+from foretell.core.errors import DeadlineExceeded, NotReady
 from foretell.core.request import Request, Timing
 from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSettings
 from foretell.core.tensor import Signature
@@ -149,10 +149,11 @@ class Deployment:
         flight = self._flights.get(digest)
         joined = flight is not None
         if flight is None:
+            self.dispatcher.admit(request, time.monotonic())
             # The computation outlives any one of its waiters, so it carries no deadline; each waiter has its own.
             flight = _Flight(self._submit(msgspec.structs.replace(request, deadline=None)))
             self._flights[digest] = flight
-            self._future(flight).add_done_callback(lambda future: self._landed(cache, digest, future))
+            self._future(flight).add_done_callback(lambda future: self._landed(cache, digest, flight, future))
         flight.waiters += 1
         left = None if request.deadline is None else request.deadline - time.monotonic()
         try:
@@ -162,6 +163,7 @@ class Deployment:
         finally:
             flight.waiters -= 1
             if not flight.waiters and not flight.ticket.finished:
+                self._forget(digest, flight)  # at once: an equal request must not join what is being cancelled
                 self.dispatcher.cancel(flight.ticket)
         return Answer(answer.outputs, Timing(cached=True)) if joined else answer
 
@@ -169,24 +171,26 @@ class Deployment:
     def _future(flight: _Flight) -> "asyncio.Future[Answer]":
         return flight.ticket.future  # type: ignore[return-value]
 
-    def _landed(self, cache: ResponseCache, digest: bytes, future: "asyncio.Future[Answer]") -> None:
-        del self._flights[digest]
+    def _landed(self, cache: ResponseCache, digest: bytes, flight: _Flight, future: "asyncio.Future[Answer]") -> None:
+        self._forget(digest, flight)
         if not future.cancelled() and future.exception() is None:
             cache.put(digest, future.result().outputs)
+
+    def _forget(self, digest: bytes, flight: _Flight) -> None:
+        if self._flights.get(digest) is flight:
+            del self._flights[digest]
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests, let the admitted ones end within `grace_s`, then stop the replicas."""
         self.dispatcher.refuse()
         until = time.monotonic() + grace_s
-        while self.dispatcher.outstanding and time.monotonic() < until:
-            await asyncio.sleep(0.005)
-        self.dispatcher.stop(NotReady("the server is shutting down; retry elsewhere"))
-        for lane in self.pool.lanes:
-            for batch in lane.batches:
-                for ticket in batch.tickets:
-                    ticket.fail(Cancelled("the server shut down before the answer came"))
-        self._timers.cancel()
-        await self.pool.close()
+        try:
+            while self.dispatcher.outstanding and time.monotonic() < until:
+                await asyncio.sleep(0.005)
+        finally:
+            self.dispatcher.abandon(NotReady("the server stopped before the answer came; retry elsewhere"))
+            self._timers.cancel()
+            await self.pool.close()
 
     def info(self, versions: tuple[str, ...]) -> ModelInfo:
         manifest = self.spec.manifest

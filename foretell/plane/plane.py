@@ -40,6 +40,7 @@ class Plane:
         self._record = record
         self._sample_rate = sample_rate
         self._deployments: dict[tuple[str, str], Deployment] = {}
+        self._draining: set[asyncio.Task[None]] = set()
         self._table = RoutingTable({})
         self.repository: Repository | None = None
 
@@ -55,16 +56,19 @@ class Plane:
         """Swap the routing table. Requests routed before finish where they are."""
         self._table = table
 
-    async def retire(self, name: str, version: str, grace_s: float = 30.0) -> None:
-        """Take a version out of service after its admitted requests have ended."""
-        deployment = self._deployments.pop((name, version), None)
-        if deployment is not None:
-            await deployment.drain(grace_s)
+    def retire(self, name: str, version: str, grace_s: float = 30.0) -> "asyncio.Future[None]":
+        """Take a version out of service. It drains on its own, whoever waits for the returned future or leaves."""
+        deployment = self._deployments.pop((name, version))
+        task = asyncio.get_running_loop().create_task(deployment.drain(grace_s))
+        self._draining.add(task)
+        task.add_done_callback(self._draining.discard)
+        return asyncio.shield(task)
 
     async def close(self, grace_s: float = 30.0) -> None:
         """Drain everything."""
-        deployments, self._deployments = list(self._deployments.values()), {}
-        await asyncio.gather(*(deployment.drain(grace_s) for deployment in deployments))
+        for name, version in list(self._deployments):
+            self.retire(name, version, grace_s)
+        await asyncio.gather(*self._draining)
 
     @property
     def deployments(self) -> list[Deployment]:

@@ -17,6 +17,19 @@ class Decision(NamedTuple):
     again_at: float = math.inf
 
 
+def batch_limit(settings: BatchingSettings, service: ServiceTimes) -> int:
+    """The most rows that a batch should have now.
+
+    No batch grows beyond the size where rows stop getting cheaper: a model that gains nothing from batching answers
+    sooner in small ones.
+    """
+    limit = min(settings.max_batch_size, service.useful_rows())
+    if settings.target_p99_ms is not None:
+        # A request waits for at most one batch before its own, so half of the target is one batch's share.
+        limit = min(limit, service.rows_within(settings.target_p99_ms / 2000.0))
+    return limit
+
+
 def decide(
     settings: BatchingSettings,
     service: ServiceTimes,
@@ -31,13 +44,9 @@ def decide(
 
     Work-conserving: an idle replica takes what waits (`max_queue_delay_ms` may hold it). A busy one gets its
     next batch just before it frees up, so that batches keep growing while it works, yet it never starves.
-    No batch grows beyond the size where rows stop getting cheaper (a model that gains nothing from batching answers
-    sooner in small ones). Several replicas share what waits evenly: a batch that leaves a neighbour idle gains nothing.
+    Several replicas share what waits evenly: a batch that leaves a neighbour idle gains nothing.
     """
-    limit = min(settings.max_batch_size, service.useful_rows())
-    if settings.target_p99_ms is not None:
-        # A request waits for at most one batch before its own, so half of the target is one batch's share.
-        limit = min(limit, service.rows_within(settings.target_p99_ms / 2000.0))
+    limit = batch_limit(settings, service)
     full = waiting_rows >= limit
     if not full:
         if free_at is not None and free_at - now > LEAD_S:

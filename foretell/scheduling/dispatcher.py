@@ -4,22 +4,16 @@ It reacts to four events (submit, finished, lost, changed) and never blocks; eve
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from foretell.core.clock import Clock
-from foretell.core.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    ForetellError,
-    NotReady,
-    ReplicaCrashed,
-)
-from foretell.core.request import Timing
+from foretell.core.errors import Cancelled, DeadlineExceeded, ForetellError, ModelFailed, NotReady, ReplicaCrashed
+from foretell.core.request import Request, Timing
 from foretell.core.settings import BatchingSettings
 from foretell.core.tensor import Tensors
 from foretell.scheduling.admission import admit
-from foretell.scheduling.batcher import decide
+from foretell.scheduling.batcher import batch_limit, decide
 from foretell.scheduling.queue import RequestQueue, Ticket
 from foretell.scheduling.service import ServiceTimes
 
@@ -85,26 +79,26 @@ class Dispatcher:
         self.service = ServiceTimes()
         self.unavailable: ForetellError | None = None
         self._pump_is_due = False
+        self._running: set[Batch] = set()
+        self._stopped = False
 
     @property
     def outstanding(self) -> int:
         """Tickets that wait or run."""
-        return len(self.queue) + sum(len(batch.tickets) for lane in self._lanes for batch in lane.batches)
+        return len(self.queue) + sum(len(batch.tickets) for batch in self._running)
 
-    def submit(self, ticket: Ticket) -> None:
-        """Admit a ticket, or raise why not (`Overloaded`, `DeadlineExceeded`, `NotReady`)."""
+    def admit(self, request: Request, now: float) -> None:
+        """Raise why a request that arrives now may not wait (`Overloaded`, `DeadlineExceeded`, `NotReady`)."""
         if self.unavailable is not None:
             raise self.unavailable
-        queue = self.queue
-        if queue.rows or ticket.request.deadline is not None or ticket.rows > self._settings.max_queue_rows:
-            admit(
-                ticket.request,
-                self._settings,
-                queued_rows=queue.rows,
-                wait_s=self.estimated_wait(ticket.arrived),
-                now=ticket.arrived,
-            )
-        queue.push(ticket)
+        rows = self.queue.rows
+        if rows or request.deadline is not None or request.rows > self._settings.max_queue_rows:
+            admit(request, self._settings, queued_rows=rows, wait_s=self.estimated_wait(now), now=now)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Admit a ticket and let it wait, or raise why not."""
+        self.admit(ticket.request, ticket.arrived)
+        self.queue.push(ticket)
         if not self._pump_is_due:
             self._pump_is_due = True
             self._timers.soon(self.pump)
@@ -114,7 +108,7 @@ class Dispatcher:
         if not self.service.known or not self._lanes:
             return 0.0
         rows = self.queue.rows
-        batch = min(self._settings.max_batch_size, max(rows, 1))
+        batch = min(batch_limit(self._settings, self.service), max(rows, 1))
         queued = self.service.predict(batch) * rows / batch
         running = min(self._free_at(lane) for lane in self._lanes) - now
         return queued / len(self._lanes) + max(0.0, running)
@@ -157,7 +151,12 @@ class Dispatcher:
             return False
         for ticket in tickets:
             ticket.started = now
-        lane.send(Batch(tickets, now))
+        batch = Batch(tickets, now)
+        self._running.add(batch)
+        try:
+            lane.send(batch)
+        except Exception as error:  # nothing of it left: only its own requests may pay for that
+            self.failed(batch, ModelFailed(f"the request could not be sent to a replica: {error}"))
         return True
 
     def _least_loaded(self) -> Lane | None:
@@ -178,6 +177,7 @@ class Dispatcher:
 
     def finished(self, batch: Batch, outputs: Tensors, compute_s: float, took_s: float) -> None:
         """A replica answered. `compute_s`: inside the model; `took_s`: the replica's whole turn-around."""
+        self._running.discard(batch)
         self.service.observe(batch.rows, took_s)
         tickets = batch.tickets
         # The next batch leaves before the answers are written: the replica must not wait for the gateway.
@@ -198,36 +198,58 @@ class Dispatcher:
 
     def failed(self, batch: Batch, error: ForetellError) -> None:
         """The model raised. Alone, that is the answer; in company, each request is run again by itself."""
+        self._running.discard(batch)
         if len(batch.tickets) == 1:
             batch.tickets[0].fail(error)
         else:
             for ticket in batch.tickets:
-                if not ticket.finished:
-                    self.queue.retry(ticket)
+                self._again(ticket, alone=True)
         self.pump()
 
-    def lost(self, running: Batch | None, waiting: Iterable[Batch], reason: str) -> None:
+    def lost(self, running: Batch | None, waiting: Sequence[Batch], reason: str) -> None:
         """A replica died. What it ran is run again alone (once, if idempotent); what it had not begun, again."""
         for ticket in running.tickets if running else ():
             ticket.attempts += 1
-            if ticket.finished:
-                continue
             if ticket.attempts < self._max_attempts:
-                self.queue.retry(ticket)
+                self._again(ticket, alone=True)
             else:
                 ticket.fail(ReplicaCrashed(f"{reason} while it ran this request ({ticket.attempts} times)"))
         for batch in waiting:
             for ticket in batch.tickets:
-                if not ticket.finished:
-                    self.queue.push(ticket)
+                self._again(ticket, alone=ticket.alone)
+        self._running.difference_update(waiting, (running,) if running else ())
         self.pump()
+
+    def _again(self, ticket: Ticket, *, alone: bool) -> None:
+        if ticket.finished:
+            return
+        if self._stopped and self.unavailable is not None:
+            ticket.fail(self.unavailable)
+        elif alone:
+            self.queue.retry(ticket)
+        else:
+            self.queue.push(ticket)
 
     def stop(self, error: ForetellError) -> None:
         """Refuse new requests with `error` and fail those that wait (the running ones end by themselves)."""
         self.unavailable = error
+        self._stopped = True
         for ticket in self.queue.drain():
             ticket.fail(error)
+
+    def resume(self) -> None:
+        """A replica is ready (again): take requests, unless the version is draining."""
+        if self._stopped:
+            self._stopped, self.unavailable = False, None
+        self.pump()
 
     def refuse(self) -> None:
         """Refuse new requests; those admitted are still answered (graceful drain)."""
         self.unavailable = NotReady("this version is being replaced; retry")
+
+    def abandon(self, error: ForetellError) -> None:
+        """End everything now: what waits and what runs fails with `error`."""
+        self.stop(error)
+        for batch in self._running:
+            for ticket in batch.tickets:
+                ticket.fail(error)

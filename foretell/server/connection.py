@@ -5,6 +5,7 @@ too many do.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
@@ -22,6 +23,8 @@ _JOIN_UP_TO = 16 * 2**10
 _LINGER_S = 2.0
 _CLOSE = b"connection: close\r\n"
 _KEEP = b"connection: keep-alive\r\n"
+
+log = logging.getLogger("foretell.server")
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -137,6 +140,10 @@ class Connection(asyncio.BufferedProtocol):
             self._after(keep)
         except asyncio.CancelledError:
             # Only the loss of the connection or the end of the grace period cancels: nobody is left to tell.
+            self._transport.abort()
+        except Exception:
+            log.exception("an answer could not be written")
+            self._task = None
             self._transport.abort()
 
     def _write(self, request: Request | None, response: Response, body: Body, keep: bool) -> None:

@@ -193,7 +193,7 @@ class GrpcSender:
             elif name == http2.SETTING_MAX_FRAME_SIZE:
                 if not http2.MIN_FRAME <= value <= http2.MAX_FRAME:
                     raise ConnectionFault(http2.PROTOCOL_ERROR, f"a largest frame of {value}")
-                self._max_frame = min(value, 2**20)
+                self._max_frame = min(value, _LARGEST_FRAME)
         self.write(http2.frame(http2.SETTINGS, http2.ACK, 0))
         for call in list(self._blocked.values()):
             self._flush(call)

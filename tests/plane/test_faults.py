@@ -94,6 +94,29 @@ async def test_a_replica_killed_from_outside_comes_back_and_its_requests_are_ans
     assert deployment.pool.restarts == 1
 
 
+async def test_a_replica_that_cannot_be_spawned_is_tried_again_until_it_can(bench, monkeypatch):
+    deployment = await bench.deploy(DOUBLE)
+    launch, refusals = deployment.pool._launch, 0
+
+    def refuse_twice(spec):
+        nonlocal refusals
+        refusals += 1
+        if refusals <= 2:
+            raise OSError("no process can be started")
+        return launch(spec)
+
+    monkeypatch.setattr(deployment.pool, "_launch", refuse_twice)
+    os.kill(deployment.pool.pids()[0], signal.SIGKILL)
+    await until(lambda: refusals == 3)
+    assert await bench.answer(2.0) == 4.0
+
+
+async def test_a_model_that_crashes_on_every_request_answers_them_all(bench):
+    await bench.deploy("import os\ndef predict(x):\n    if (x == 1).any():\n        os._exit(9)\n    return x\n")
+    answers = await asyncio.gather(*(bench.answer(1.0, timeout_s=60) for _ in range(4)), return_exceptions=True)
+    assert all(isinstance(a, (ReplicaCrashed, NotReady)) for a in answers)
+
+
 async def test_a_crash_loop_makes_the_version_unhealthy_and_says_why(bench):
     deployment = await bench.deploy(DOUBLE)
     model = bench.folder / "m" / "1" / "model.py"

@@ -94,6 +94,27 @@ async def test_the_first_of_equal_requests_may_leave_without_harming_the_others(
     assert await second == 1.0
 
 
+async def test_a_request_equal_to_one_that_was_just_given_up_is_computed_anew(bench):
+    slow = "import time\n" + COUNTING.replace("    return", "    time.sleep(0.1)\n    return")
+    await bench.deploy(slow, cache=CacheSettings(max_bytes=1 << 20))
+    first = asyncio.ensure_future(bench.answer(1.0))
+    await asyncio.sleep(0.02)
+    first.cancel()
+    await asyncio.sleep(0)
+    assert await bench.answer(1.0) > 0
+
+
+async def test_a_version_drains_to_its_end_even_if_nobody_waits_for_that(bench):
+    deployment = await bench.deploy("import time\ndef predict(x):\n    time.sleep(0.2)\n    return x\n")
+    pending = asyncio.ensure_future(bench.answer(3.0))
+    await asyncio.sleep(0.05)
+    waiting = bench.plane.retire("m", "1")
+    waiting.cancel()
+    assert await pending == 3.0
+    await bench.plane.close()
+    assert deployment.pool.pids() == []
+
+
 async def test_a_deadline_holds_for_each_of_equal_requests(bench):
     slow = "import time\n" + COUNTING.replace("    return", "    time.sleep(0.3)\n    return")
     await bench.deploy(slow, cache=CacheSettings(max_bytes=1 << 20))

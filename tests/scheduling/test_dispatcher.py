@@ -157,6 +157,55 @@ def test_a_batch_that_only_waited_in_a_dead_replicas_socket_is_no_suspect():
     assert all(f.result() for f in futures)
 
 
+def test_a_suspect_that_only_waited_in_a_dead_replicas_socket_still_runs_alone():
+    world = World(replicas=0)
+    world.submit(1.0)
+    queue = world.dispatcher.queue
+    (suspect,) = queue.cut(10, 1 << 20)
+    suspect.alone = True
+    world.submit(2.0)
+    world.dispatcher.lost(None, [Batch([suspect], 0.0)], "the replica died")
+    assert queue.cut(10, 1 << 20) == [suspect]
+
+
+def test_what_a_dead_replica_held_ends_when_the_version_was_stopped_meanwhile():
+    world = World(max_batch_size=1)
+    futures = [world.submit(float(n)) for n in range(2)]
+    world.settle()
+    world.dispatcher.stop(NotReady("crashes again and again"))
+    world.lanes[0].die()
+    for future in futures:
+        with pytest.raises(NotReady, match="again and again"):
+            future.result()
+    assert world.dispatcher.outstanding == 0
+
+
+def test_a_stopped_version_takes_requests_again_once_a_replica_is_ready_but_a_draining_one_does_not():
+    world = World()
+    world.dispatcher.stop(NotReady("crashes"))
+    world.dispatcher.resume()
+    future = world.submit(1.0)
+    world.run()
+    assert future.result()
+    world.dispatcher.refuse()
+    world.dispatcher.resume()
+    with pytest.raises(NotReady):
+        world.submit(1.0)
+
+
+def test_a_batch_that_cannot_be_sent_fails_its_own_requests_only():
+    world = World(max_batch_size=1)
+    send, world.lanes[0].send = world.lanes[0].send, lambda batch: 1 / 0
+    broken = world.submit(1.0)
+    world.settle()
+    with pytest.raises(ModelFailed, match="could not be sent"):
+        broken.result()
+    world.lanes[0].send = send
+    fine = world.submit(2.0)
+    world.run()
+    assert fine.result()
+
+
 def test_an_expired_request_says_whether_it_waited_or_ran():
     world = World(max_batch_size=1)
     running, waiting = [world.submit(float(n), deadline=50.0) for n in range(2)], world.submit(9.0, deadline=50.0)
