@@ -31,8 +31,6 @@ class ResponseCache:
         self._clock = clock
         self._entries: OrderedDict[bytes, tuple[float, int, Tensors]] = OrderedDict()
         self.nbytes = 0
-        self.hits = 0
-        self.misses = 0
 
     def get(self, digest: bytes) -> Tensors | None:
         entry = self._entries.get(digest)
@@ -40,9 +38,7 @@ class ResponseCache:
             self._drop(digest)
             entry = None
         if entry is None:
-            self.misses += 1
             return None
-        self.hits += 1
         self._entries.move_to_end(digest)
         return entry[2]
 

@@ -92,7 +92,8 @@ class Dispatcher:
         if self.unavailable is not None:
             raise self.unavailable
         rows = self.queue.rows
-        if rows or request.deadline is not None or request.rows > self._settings.max_queue_rows:
+        # Only these can be refused; estimating the wait for everybody else would cost each request its share.
+        if request.deadline is not None or rows + request.rows > self._settings.max_queue_rows:
             admit(request, self._settings, queued_rows=rows, wait_s=self.estimated_wait(now), now=now)
 
     def submit(self, ticket: Ticket) -> None:
