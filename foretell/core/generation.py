@@ -24,7 +24,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 
 class Stops(msgspec.Struct, frozen=True, omit_defaults=True):
-    """When a sequence ends. `max_tokens` None: as far as the context allows. `stop` texts are left out of the answer."""
+    """When a sequence ends. `max_tokens` None: as far as the context allows. `stop` texts stay out of the answer."""
 
     max_tokens: int | None = None
     min_tokens: int = 0
