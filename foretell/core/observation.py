@@ -5,7 +5,7 @@ import msgspec
 from foretell.core.tensor import Tensors
 
 
-class Observation(msgspec.Struct, gc=False):
+class Observation(msgspec.Struct, array_like=True, gc=False):
     """`at` is Unix seconds when the request arrived; durations are seconds; `outcome` is one of done, failed,
     rejected, expired, cancelled. `cost_dollars` is the busy cost: the request's share of its batch by rows.
     `inputs` and `outputs` are present only on sampled requests.

@@ -48,13 +48,15 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
 class AccessLog:
     """Writes a line for every observation (a `Consumer`; wrap it in `Detached`: a pipe can be full).
 
-    A write that fails loses its batch, counts it in `dropped` and raises; the next batch is tried again.
+    A write that fails loses its batch, counts it in `dropped` and raises; the next batch is tried again. `kept`
+    counts the lines written.
     """
 
     def __init__(self, stream: BinaryIO, close_stream: bool = False) -> None:
         self._stream = stream
         self._close_stream = close_stream
         self._encoder = msgspec.json.Encoder()
+        self.kept = 0
         self.dropped = 0
 
     def consume(self, batch: Sequence[Observation]) -> None:
@@ -64,6 +66,7 @@ class AccessLog:
         except (OSError, ValueError):
             self.dropped += len(batch)
             raise
+        self.kept += len(batch)
 
     def tick(self) -> None:
         """Every batch is written at once; nothing waits."""

@@ -56,7 +56,8 @@ class ParquetWriter:
 
     A file is written when its hour has `max_rows` rows or `max_bytes` bytes waiting, or when its first row has
     waited `max_age_s` seconds: that much is lost if the process is killed. If a file can't be written, its rows
-    are counted in `dropped`, the first failure in a row is logged, and the next file is tried as usual.
+    are counted in `dropped`, the first failure in a row is logged, and the next file is tried as usual. `kept`
+    counts the rows in finished files.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class ParquetWriter:
         self._hours: dict[int, _Hour] = {}
         self._schema: pyarrow.Schema | None = None
         self._failing = False
+        self.kept = 0
         self.dropped = 0
 
     def consume(self, batch: Sequence[Observation]) -> None:
@@ -125,6 +127,7 @@ class ParquetWriter:
             _remove(unfinished)
         else:
             self._failing = False
+            self.kept += waiting.rows
 
 
 class _Hour:

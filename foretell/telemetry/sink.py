@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat, starmap
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from foretell.core.clock import Clock
 from foretell.core.observation import Observation
@@ -59,7 +59,7 @@ class Sink:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._capacity = capacity
-        self._guards = [_Guard(consumer, clock) for consumer in consumers]
+        self._guards = [Guard(consumer, clock) for consumer in consumers]
         self._interval_s = interval_s
         self._sleep = sleep
         self._waiting: deque[Observation] = deque()
@@ -156,7 +156,7 @@ class Detached:
     def __init__(
         self, consumer: Consumer, capacity: int = 65_536, clock: Clock = time.monotonic, timeout_s: float = 5.0
     ) -> None:
-        self._guard = _Guard(consumer, clock)
+        self._guard = Guard(consumer, clock)
         self._capacity = capacity
         self._timeout_s = timeout_s
         self._batches: deque[Sequence[Observation]] = deque()
@@ -171,6 +171,11 @@ class Detached:
     def name(self) -> str:
         """The inner consumer's class name."""
         return self._guard.name
+
+    @property
+    def overflow(self) -> int:
+        """Observations the inner consumer never saw."""
+        return self._dropped
 
     @property
     def dropped(self) -> int:
@@ -233,10 +238,13 @@ class Detached:
                 return
 
 
-class _Guard:
+C = TypeVar("C", bound=Consumer)
+
+
+class Guard(Generic[C]):
     """Calls one consumer; counts what it raises and logs it at most once a minute."""
 
-    def __init__(self, consumer: Consumer, clock: Clock) -> None:
+    def __init__(self, consumer: C, clock: Clock) -> None:
         self.consumer = consumer
         self.name = type(consumer).__name__
         self.failures = 0
