@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from foretell.core.errors import ForetellError, NotFound, Unsupported, did_you_mean
+from foretell.core.generation import Event, GenerateRequest
 from foretell.core.observation import Observation
 from foretell.core.reference import Reference
 from foretell.core.request import Request, Response, Timing
@@ -98,6 +99,13 @@ class Plane:
             raise
         self._done(deployment, request, answer.outputs, answer.timing, at, began)
         return Response(answer.outputs, name, version, answer.timing, request.id)
+
+    async def generate(self, reference: Reference, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Answer one request with token events, as they come. Raises a `ForetellError`, in mid-stream too; closing
+        the generator or cancelling its caller cancels the request.
+        """
+        raise Unsupported(f'model "{self._find(reference).spec.name}" does not generate')
+        yield  # type: ignore[unreachable]
 
     def refused(self, reference: Reference, error: ForetellError, protocol: str) -> None:
         """Observe a request that an entrance could not even read: it counts as rejected like any other."""

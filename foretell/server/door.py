@@ -1,8 +1,10 @@
 """What the HTTP entrance asks of the plane, as protocols, so that tests hand in a fake."""
 
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from foretell.core.errors import ForetellError
+from foretell.core.generation import Event, GenerateRequest
 from foretell.core.reference import Reference
 from foretell.core.request import Request, Response
 from foretell.core.tensor import Signature
@@ -12,9 +14,14 @@ from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
 class Inference(Protocol):
     """The half that answers requests. `refused` tells of one that could not even be read. The others raise
     `NotFound` for references that are not served.
+
+    `generate` answers for models tagged "generation". Nothing happens before the first event is asked for; a refusal
+    (`NotFound`, `InvalidInput`, `Overloaded`, …) is raised there, a failure in mid-stream by the event it replaces.
+    Closing it (`aclose`; use `contextlib.aclosing`) or cancelling whoever waits for an event cancels the request.
     """
 
     async def infer(self, reference: Reference, request: Request) -> Response: ...
+    def generate(self, reference: Reference, request: GenerateRequest) -> AsyncGenerator[Event, None]: ...
     def refused(self, reference: Reference, error: ForetellError, protocol: str) -> None: ...
     def signature(self, reference: Reference) -> Signature: ...
     def describe(self, reference: Reference) -> ModelInfo: ...
