@@ -7,11 +7,12 @@ import msgspec
 import tomli_w
 
 from foretell.core.errors import PackageError, did_you_mean
+from foretell.core.generation import Sampling
 from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSettings
 from foretell.core.tensor import Signature
 
 FORMAT = 1
-RuntimeName = Literal["onnx", "sklearn", "xgboost", "lightgbm", "torch", "function"]
+RuntimeName = Literal["onnx", "sklearn", "xgboost", "lightgbm", "torch", "function", "llm"]
 
 
 class TextStep(
@@ -144,6 +145,35 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     parents: tuple[str, ...] = ()
 
 
+class Perplexity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the precision cost: perplexity over `tokens` tokens of a text, of the package and of its weights in fp32."""
+
+    fp32: float
+    package: float
+    text: str
+    tokens: int
+
+
+class LlmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A language model: its sizes, which tokens end a text, and how it is sampled by default.
+
+    `bos`: -1 for none. `eos`: the tokenizer's own first. `precision`: of the linear layers; `block_size`: weights
+    that share a scale, 0 where there are no scales.
+    """
+
+    context: int
+    vocab: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    bos: int = -1
+    eos: tuple[int, ...] = ()
+    precision: Literal["int4", "int8", "fp16", "fp32"] = "fp32"
+    block_size: int = 0
+    sampling: Sampling = Sampling()
+    perplexity: Perplexity | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The decoded model.toml. `artifact` is the file the runtime loads, relative to the package.
 
@@ -164,6 +194,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     cache: CacheSettings = CacheSettings()
     replicas: ReplicaSettings = ReplicaSettings()
     options: dict[str, Any] = msgspec.field(default_factory=dict)
+    llm: LlmOptions | None = None
     parity: Parity | None = None
     lineage: Lineage = Lineage()
 
@@ -203,7 +234,7 @@ def decode_manifest(text: str | bytes, where: str = "model.toml") -> Manifest:
 
 def manifest_document(manifest: Manifest) -> dict[str, Any]:
     """The manifest as plain TOML-able data, defaults left out."""
-    return {"format": manifest.format, **msgspec.to_builtins(manifest)}
+    return {"format": manifest.format, **msgspec.to_builtins(manifest, str_keys=True)}
 
 
 _NUMBERS = re.compile(r"\[\n((?: +-?[0-9.]+,\n)+) *\]")

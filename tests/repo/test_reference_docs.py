@@ -17,6 +17,7 @@ from foretell.app.config import (
     StoreSettings,
 )
 from foretell.core.errors import ForetellError
+from foretell.core.generation import Sampling
 from foretell.core.observation import Observation
 from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSettings
 from foretell.core.tensor import TensorSpec
@@ -40,6 +41,9 @@ PACKAGES = {
     "[batching]": BatchingSettings,
     "[cache]": CacheSettings,
     "[replicas]": ReplicaSettings,
+    "[llm]": manifest.LlmOptions,
+    "[llm.sampling]": Sampling,
+    "[llm.perplexity]": manifest.Perplexity,
     "[parity]": manifest.Parity,
     "[lineage]": manifest.Lineage,
 }
