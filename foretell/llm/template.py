@@ -28,7 +28,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class ChatTemplate:
-    """A package's chat template. `bos` and `eos` are the texts of the tokens that it may write."""
+    """A package's chat template. `bos` and `eos` are the texts of the tokens that it may write.
+
+    `knows_tools`: it tells the model of tools, and of calls in the format of `llm.tools`.
+    """
 
     def __init__(
         self, text: str, bos: str = "", eos: str = "", now: Callable[[], datetime] = datetime.now, where: str = TEMPLATE
@@ -36,6 +39,7 @@ class ChatTemplate:
         self._bos, self._eos = bos, eos
         self._template = _compile(text, now, where) if text else None
         self._knows_developer = "developer" in text
+        self.knows_tools = "tools" in text and "<tool_call>" in text
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate":

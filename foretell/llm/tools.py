@@ -1,0 +1,254 @@
+"""Function calling: what the model is told of a chat's tools, what it may write, and how calls are read from its text.
+
+The format is Hermes' and Qwen's: lines of `<tool_call>{"name": …, "arguments": {…}}</tool_call>`. Templates that know
+it tell the model about the tools themselves; for all others the tools are described in the system message. Knows text
+only, no tokens.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from foretell.core.errors import InvalidInput, did_you_mean
+from foretell.core.generation import Chat, Grammar
+from foretell.llm.grammar import SPACES
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+_MOST_CALLS = 16
+"""Calls in one answer, so that a weak model that was told to call does not do so until its context is full."""
+_NAMED = "name:"
+_UNDECIDED = re.compile(r"\s*(?:" + "|".join(BEGIN[:size] for size in range(len(BEGIN), 0, -1)) + r")?\Z")
+"""The end of a text that may turn out to stand before, or to be, the beginning of a call."""
+
+
+class Call(NamedTuple):
+    """`arguments` is JSON text, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+def called(chat: Chat) -> list[dict[str, Any]]:
+    """The functions that the answer may call: [] for tool_choice none. Raises `InvalidInput` with the JSON path."""
+    functions = [_function(tool, f"$.tools[{number}]") for number, tool in enumerate(chat.tools)]
+    names = [function["name"] for function in functions]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidInput(f'two tools are called "{twice}"; give each its own name (at $.tools)')
+    choice = chat.tool_choice
+    if choice in ("none", "auto"):
+        return [] if choice == "none" else functions
+    if choice != "required" and not choice.startswith(_NAMED):
+        raise InvalidInput(
+            f'tool_choice is "{choice}"; expected none, auto, required, or a function of tools (at $.tool_choice)'
+        )
+    if not functions:
+        raise InvalidInput("tool_choice demands a call, but there are no tools (at $.tool_choice)")
+    if choice == "required":
+        return functions
+    named = [function for function in functions if function["name"] == choice.removeprefix(_NAMED)]
+    if not named:
+        hint = did_you_mean(choice.removeprefix(_NAMED), names)
+        raise InvalidInput(
+            f'tool_choice names "{choice.removeprefix(_NAMED)}", which is not in tools. {hint} (at $.tool_choice)'
+        )
+    return named
+
+
+def calls_grammar(chat: Chat, functions: Sequence[dict[str, Any]], answer: Grammar | None = None) -> Grammar:
+    """What the model may write: calls whose arguments are valid against the function's schema, and with tool_choice
+    auto also any text before, between and after them, or instead of them what `answer` (JSON) allows."""
+    rules = [f'body{n}: {json.dumps(_opening(f))} %json {_schema(f)} "}}"' for n, f in enumerate(functions)]
+    rules.append("body: " + " | ".join(f"body{n}" for n in range(len(functions))))
+    call = f'call: "{BEGIN}\\n" body "\\n{END}"'
+    if chat.tool_choice != "auto":
+        more = 0 if chat.tool_choice.startswith(_NAMED) else _MOST_CALLS - 1
+        start = [f'start: call ("\\n" call){{0,{more}}}' if more else "start: call", call]
+    elif answer is not None:
+        if answer.kind not in ("json", "json_schema"):
+            raise InvalidInput(
+                f"a {answer.kind} grammar cannot be joined with tools; leave one of them out, or set tool_choice to"
+                ' "none" or "required"'
+            )
+        schema = json.dumps(_with_spaces(_read(answer)))
+        start = [
+            f'start: answer | call ("\\n" call){{0,{_MOST_CALLS - 1}}}',
+            f"answer: %json {schema}",
+            call,
+        ]
+    else:
+        # The lazy head ends where the tag does: from there on the grammar of calls decides.
+        start = ["start: spoken* TEXT", f'spoken: head "\\n" body "\\n{END}"', f'head[lazy]: TEXT "{BEGIN}"']
+        start.append(r"TEXT: /(.|\n)*/")
+    return Grammar("lark", "\n".join([*start, *rules]) + "\n")
+
+
+def described(chat: Chat) -> Chat:
+    """The chat for a template that does not know this format: tools, calls and their results written out as text."""
+    messages: list[dict[str, Any]] = []
+    for message in chat.messages:
+        if message.get("role") == "tool":
+            _add_result(messages, message)
+        elif message.get("tool_calls"):
+            messages.append(_with_calls_written(message))
+        else:
+            messages.append(message)
+    if chat.tools and chat.tool_choice != "none":
+        _add_description(messages, _description(chat))
+    return msgspec.structs.replace(chat, messages=messages, tools=[])
+
+
+class ToolParser:
+    """Reads one choice's text as it comes: plain text on the one hand, whole calls on the other.
+
+    White space around calls belongs to neither.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._held = ""
+        self._inside = False
+
+    def push(self, text: str) -> tuple[str, list[Call]]:
+        """(text that is certainly none of a call, calls that are complete)."""
+        self._held += text
+        shown, calls = [], []
+        while True:
+            if not self._inside:
+                before, tag, after = self._held.partition(BEGIN)
+                if not tag:
+                    shown.append(self._release())
+                    break
+                shown.append(before.rstrip())
+                self._inside, self._held = True, after
+            found = _first_call(self._held)
+            if found is None:
+                break
+            call, self._held = found
+            calls.append(call)
+            self._inside = False
+        self.calls += len(calls)
+        return "".join(shown), calls
+
+    def flush(self) -> str:
+        """What is left when the text ends: a call that was cut off is shown as the text it is."""
+        held, self._held = self._held, ""
+        if self._inside:
+            self._inside = False
+            return BEGIN + held
+        return held.rstrip() if self.calls else held
+
+    def _release(self) -> str:
+        undecided = _UNDECIDED.search(self._held)
+        at = undecided.start() if undecided else len(self._held)
+        shown, self._held = self._held[:at], self._held[at:]
+        return shown
+
+
+class _Written(msgspec.Struct):
+    name: str
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+def _first_call(text: str) -> tuple[Call, str] | None:
+    """The call that `text` begins with and what follows it; None while it is not complete.
+
+    The end tag may also stand in a string of the arguments: then what comes before it is no JSON.
+    """
+    end = text.find(END)
+    while end >= 0:
+        try:
+            written = msgspec.json.decode(text[:end].encode(), type=_Written)
+            return Call(written.name, bytes(written.arguments).decode()), text[end + len(END) :]
+        except msgspec.DecodeError:
+            end = text.find(END, end + 1)
+    return None
+
+
+def _function(tool: Any, place: str) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or tool.get("type", "function") != "function":
+        raise InvalidInput(f'a tool must be {{"type": "function", "function": {{"name": …}}}} (at {place})')
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidInput(f"a function needs a name, which is text (at {place}.function.name)")
+    if not isinstance(function.get("parameters") or {}, dict):
+        raise InvalidInput(f"parameters must be a JSON schema, which is an object (at {place}.function.parameters)")
+    return function
+
+
+def _opening(function: dict[str, Any]) -> str:
+    return f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": '
+
+
+def _schema(function: dict[str, Any]) -> str:
+    parameters = function.get("parameters")
+    if not parameters:
+        parameters = {"type": "object", "properties": {}, "additionalProperties": False}
+    return json.dumps(_with_spaces(parameters if "type" in parameters else {"type": "object", **parameters}))
+
+
+def _with_spaces(schema: Any) -> Any:
+    return {"x-guidance": {"whitespace_pattern": SPACES}, **schema} if isinstance(schema, dict) else schema
+
+
+def _read(answer: Grammar) -> Any:
+    try:
+        return json.loads(answer.text) if answer.kind == "json_schema" else {"type": "object"}
+    except ValueError as error:
+        raise InvalidInput(f"the JSON schema is no JSON: {error}") from None
+
+
+def _add_result(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
+    """A function's result, as the user's turn: templates that know no tools know no such role."""
+    text = message.get("content")
+    if isinstance(text, list):
+        text = "\n".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+    response = f"<tool_response>\n{text or ''}\n</tool_response>"
+    if messages and messages[-1].get("role") == "user":
+        last = messages[-1].get("content")
+        if isinstance(last, str) and last.startswith("<tool_response>"):
+            messages[-1] = {"role": "user", "content": f"{last}\n{response}"}
+            return
+    messages.append({"role": "user", "content": response})
+
+
+def _with_calls_written(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its calls in its text; as it came if they are malformed, for the template's checks to say."""
+    blocks = []
+    try:
+        for call in message["tool_calls"]:
+            arguments = call["function"].get("arguments") or {}
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            written = {"name": call["function"]["name"], "arguments": arguments}
+            blocks.append(f"{BEGIN}\n{json.dumps(written, ensure_ascii=False)}\n{END}")
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return message
+    content = message.get("content")
+    plain = {key: value for key, value in message.items() if key != "tool_calls"}
+    if isinstance(content, list):
+        return {**plain, "content": [*content, *({"type": "text", "text": block} for block in blocks)]}
+    return {**plain, "content": "\n".join([content, *blocks] if content else blocks)}
+
+
+def _add_description(messages: list[dict[str, Any]], text: str) -> None:
+    first = messages[0] if messages else {}
+    if first.get("role") not in ("system", "developer"):
+        messages.insert(0, {"role": "system", "content": text})
+    elif isinstance(first.get("content"), list):
+        messages[0] = {**first, "content": [*first["content"], {"type": "text", "text": text}]}
+    else:
+        messages[0] = {**first, "content": f"{first.get('content') or ''}\n\n{text}".lstrip()}
+
+
+def _description(chat: Chat) -> str:
+    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in chat.tools)
+    return (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{signatures}\n</tools>"
+        "\n\nFor each function call, return a json object with function name and arguments within"
+        f" {BEGIN}{END} XML tags:\n"
+        f'{BEGIN}\n{{"name": <function-name>, "arguments": <args-json-object>}}\n{END}'
+    )
