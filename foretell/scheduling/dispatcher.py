@@ -13,7 +13,7 @@ from foretell.core.request import Request, Timing
 from foretell.core.settings import BatchingSettings
 from foretell.core.tensor import Tensors
 from foretell.scheduling.admission import admit
-from foretell.scheduling.batcher import batch_limit, decide
+from foretell.scheduling.batcher import Returning, batch_limit, decide
 from foretell.scheduling.queue import RequestQueue, Ticket
 from foretell.scheduling.service import ServiceTimes
 
@@ -78,6 +78,7 @@ class Dispatcher:
         self.queue = RequestQueue()
         self.service = ServiceTimes()
         self.unavailable: ForetellError | None = None
+        self._returning = Returning()
         self._pump_is_due = False
         self._running: set[Batch] = set()
         self._stopped = False
@@ -100,6 +101,7 @@ class Dispatcher:
         """Admit a ticket and let it wait, or raise why not."""
         self.admit(ticket.request, ticket.arrived)
         self.queue.push(ticket)
+        self._returning.came(ticket.rows)
         if not self._pump_is_due:
             self._pump_is_due = True
             self._timers.soon(self.pump)
@@ -139,9 +141,11 @@ class Dispatcher:
             self._settings,
             self.service,
             waiting_rows=self.queue.rows,
+            running_rows=sum(batch.rows for batch in self._running),
             oldest_arrival=self.queue.oldest_arrival() if self._settings.max_queue_delay_ms else now,
             replicas=len(self._lanes),
             free_at=self._free_at(lane) if lane.batches else None,
+            returning=self._returning,
             now=now,
         )
         if not decision.rows:
@@ -180,6 +184,7 @@ class Dispatcher:
         """A replica answered. `compute_s`: inside the model; `took_s`: the replica's whole turn-around."""
         self._running.discard(batch)
         self.service.observe(batch.rows, took_s)
+        self._returning.answered(batch.rows, self._clock())
         tickets = batch.tickets
         # The next batch leaves before the answers are written: the replica must not wait for the gateway.
         self.pump()
