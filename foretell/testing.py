@@ -199,6 +199,8 @@ class FakePlane:
                     raise DeadlineExceeded("the deadline passed while the request ran")
                 if isinstance(event, Exception):
                     raise event
+                if isinstance(event, Started):
+                    event.version = model.version
                 finished += isinstance(event, Finished)
                 statistics.succeeded += finished == request.n
                 yield event

@@ -85,10 +85,13 @@ class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
 
 
 class Started(msgspec.Struct, tag=0, array_like=True, gc=False):
-    """The request left the queue. Sent once, before everything else."""
+    """The request left the queue. Sent once, before everything else. `version` is the one that answers: the plane
+    fills it in.
+    """
 
     prompt_tokens: int
     cached_tokens: int
+    version: str = ""
 
 
 class Piece(msgspec.Struct, tag=1, array_like=True, gc=False):
