@@ -4,14 +4,15 @@ Inputs and outputs follow onnxruntime-genai's builder (input_ids, attention_mask
 present.N.key/value), but logits are computed for the positions in `logits_rows` only.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foretell.core.errors import ConfigError
+from foretell.core.errors import ConfigError, PackageError
 from foretell.llm.drawing import Drawing
-from foretell.llm.linear import Form, Precision, embedding, joined, linear
+from foretell.llm.linear import Form, Precision, embedding, linear
 from foretell.llm.rotary import rotary_tables
 from foretell.llm.spec import DecoderSpec
 from foretell.llm.weights import Weights
@@ -52,6 +53,7 @@ class _Decoder:
         self._d = draw
         self._form = form
         self._output = output
+        self._names = frozenset(weights.names())
         self._lengths: list[str] = []
         self._rows = ""
 
@@ -61,7 +63,7 @@ class _Decoder:
         self._lengths = self._read_lengths(d.input("attention_mask", "int64", ["batch", "total"]))
         self._rows = d.input("logits_rows", "int64", ["rows"])
         d.scope("embedding")
-        stream = embedding(d, "model.embed_tokens", tokens, self._weight("model.embed_tokens.weight"), self._form)
+        stream = embedding(d, "model.embed_tokens", tokens, self._table("model.embed_tokens"), self._form)
         if spec.embedding_scale != 1.0:
             stream = d.node(
                 "Mul", [stream, d.constant("embedding_scale", np.array([spec.embedding_scale], np.float32))]
@@ -90,7 +92,8 @@ class _Decoder:
         attended = self._attention(layer, normed)
         if layer == self._spec.layers - 1:
             attended, stream = self._pick(attended), self._pick(stream)
-        projected = self._linear(f"{name}.self_attn.o_proj", attended)
+        width = self._spec.attention.heads * self._spec.head_dim
+        projected = self._linear(f"{name}.self_attn.o_proj", attended, width)
         if self._spec.norm.post:
             projected = self._norm(projected, f"{name}.post_attention_layernorm")
         before = "pre_feedforward_layernorm" if self._spec.norm.post else "post_attention_layernorm"
@@ -105,7 +108,9 @@ class _Decoder:
         name = f"model.layers.{layer}.self_attn"
         window = attention.windows[layer]
         past, present = self._cache(layer)
-        packed = self._packed(f"{name}.qkv_proj", [f"{name}.{kind}_proj" for kind in "qkv"], normed)
+        widths = [attention.heads * attention.head_dim, *[attention.kv_heads * attention.head_dim] * 2]
+        parts = {f"{name}.{kind}_proj": width for kind, width in zip("qkv", widths, strict=True)}
+        packed = self._packed(f"{name}.qkv_proj", parts, normed, self._spec.hidden)
         inputs = self._qk_normed(name, packed) if attention.qk_norm else [packed, "", ""]
         output, *_ = d.nodes(
             "com.microsoft:GroupQueryAttention",
@@ -143,19 +148,21 @@ class _Decoder:
 
     def _feed_forward(self, name: str, normed: str) -> str:
         d, mlp = self._d, f"{name}.mlp"
-        both = self._packed(f"{mlp}.gate_up_proj", [f"{mlp}.gate_proj", f"{mlp}.up_proj"], normed)
+        width = self._spec.ffn
+        parts = {f"{mlp}.gate_proj": width, f"{mlp}.up_proj": width}
+        both = self._packed(f"{mlp}.gate_up_proj", parts, normed, self._spec.hidden)
         gate, up = d.nodes("Split", [both], ["", ""], axis=-1, num_outputs=2)
         if self._spec.activation == "silu":
             gate = d.node("com.microsoft:QuickGelu", [gate], alpha=1.0)
         else:
             gate = d.node("Gelu", [gate], approximate="tanh")
         active = d.node("Mul", [gate, up])
-        return self._linear(f"{mlp}.down_proj", active)
+        return self._linear(f"{mlp}.down_proj", active, width)
 
     def _logits(self, normed: str) -> None:
         spec, d = self._spec, self._d
         name = "model.embed_tokens" if spec.output.tied else "lm_head"
-        logits = linear(d, name, normed, self._weight(f"{name}.weight"), self._output, None)
+        logits = linear(d, name, normed, self._table(name), self._output, None)
         if spec.output.cap:
             cap = d.constant("logits_cap", np.array([spec.output.cap], np.float32))
             logits = d.node("Mul", [d.node("Tanh", [d.node("Div", [logits, cap])]), cap])
@@ -180,7 +187,12 @@ class _Decoder:
         return self._d.node("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=self._spec.norm.eps)
 
     def _gamma(self, name: str) -> str:
-        return self._d.constant(f"{name}.weight", self._weight(f"{name}.weight") + np.float32(self._spec.norm.offset))
+        width = self._spec.head_dim if name.endswith(("q_norm", "k_norm")) else self._spec.hidden
+        weight = self._weight(f"{name}.weight", width)
+        return self._d.constant(f"{name}.weight", weight + np.float32(self._spec.norm.offset))
+
+    def _table(self, name: str) -> NDArray[np.float32]:
+        return self._weight(f"{name}.weight", self._spec.vocab, self._spec.hidden)
 
     def _pick(self, value: str) -> str:
         """The rows that logits are wanted of: everything behind the last attention is computed for them alone."""
@@ -197,24 +209,31 @@ class _Decoder:
                 self._d.constant(name, table)
         return names
 
-    def _linear(self, name: str, value: str) -> str:
-        return self._packed(name, [name], value)
+    def _linear(self, name: str, value: str, width: int) -> str:
+        return self._packed(name, {name: self._spec.hidden}, value, width)
 
-    def _packed(self, name: str, parts: list[str], value: str) -> str:
-        """Several linear layers of one input as one."""
-        weight = joined([self._weight(f"{part}.weight") for part in parts])
-        bias = joined([self._bias(part) for part in parts])
-        assert weight is not None
-        return linear(self._d, name, value, weight, self._form, bias)
+    def _packed(self, name: str, parts: Mapping[str, int], value: str, width: int) -> str:
+        """Several linear layers of one input of `width`, each with its own output width, as one.
 
-    def _bias(self, name: str) -> NDArray[np.float32] | None:
+        Phi-3 stores them packed, others in parts.
+        """
+        if f"{name}.weight" in self._names:
+            parts = {name: sum(parts.values())}
+        weight = np.concatenate([self._weight(f"{part}.weight", size, width) for part, size in parts.items()])
+        biases = [self._weight(f"{part}.bias", size) for part, size in parts.items() if self._has_bias(part)]
+        return linear(self._d, name, value, weight, self._form, np.concatenate(biases) if biases else None)
+
+    def _has_bias(self, name: str) -> bool:
         kind = name.rpartition(".")[2]
         attention = self._spec.attention
         if kind == "o_proj":
-            there = attention.output_bias
-        else:
-            there = attention.bias if kind in ("q_proj", "k_proj", "v_proj") else self._spec.ffn_bias
-        return self._weights.get(f"{name}.bias") if there else None
+            return attention.output_bias
+        return attention.bias if kind in ("q_proj", "k_proj", "v_proj", "qkv_proj") else self._spec.ffn_bias
 
-    def _weight(self, name: str) -> NDArray[np.float32]:
-        return self._weights.get(name)
+    def _weight(self, name: str, *shape: int) -> NDArray[np.float32]:
+        weight = self._weights.get(name)
+        if weight.shape != shape:
+            raise PackageError(
+                f'weight "{name}" has shape {list(weight.shape)}, the model\'s config says {list(shape)}'
+            )
+        return weight

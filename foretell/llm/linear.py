@@ -5,7 +5,6 @@ the speed and in the memory of fp32 on a CPU. int8 and int4: blocks along the in
 with a zero point), multiplied by ONNX Runtime's MatMulNBits with activations rounded to int8 (accuracy level 4).
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -69,12 +68,6 @@ def embedding(draw: Drawing, name: str, tokens: str, weight: NDArray[np.float32]
         gather_axis=0,
         quantize_axis=1,
     )
-
-
-def joined(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
-    """Arrays along the first axis; None if all are."""
-    there = [part for part in parts if part is not None]
-    return np.concatenate(there) if there else None
 
 
 def _storage(form: Form) -> type[np.floating]:

@@ -1,0 +1,106 @@
+"""The graphs compute what transformers computes: every family, every rotary stretching, windows, biases, ties."""
+
+import numpy as np
+import pytest
+
+from tests.llm.graph_runs import Decoder, checkpoint, graph_of, reference
+
+transformers = pytest.importorskip("transformers", reason="transformers is the reference")
+pytest.importorskip("torch", reason="transformers runs on torch")
+pytest.importorskip("onnx", reason="the graph is drawn with onnx")
+
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+LONG = {"short_factor": [1.0 + i / 4 for i in range(8)], "long_factor": [1.5 + i for i in range(8)]}
+
+
+def config(name: str):
+    """One tiny configuration a case, as its family's own class makes it."""
+    t = transformers
+    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    longrope = {"rope_type": "longrope", **LONG, "original_max_position_embeddings": 32}
+    gemma = {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 24}
+    made = {
+        "llama": lambda: t.LlamaConfig(**TINY),
+        "llama tied": lambda: t.LlamaConfig(**TINY, tie_word_embeddings=True),
+        "llama biases": lambda: t.LlamaConfig(**TINY, attention_bias=True, mlp_bias=True),
+        "llama linear": lambda: t.LlamaConfig(**TINY, rope_scaling={"rope_type": "linear", "factor": 2.5}),
+        "llama llama3": lambda: t.LlamaConfig(**TINY, rope_scaling={"rope_type": "llama3", **llama3}),
+        "llama wide heads": lambda: t.LlamaConfig(**TINY, head_dim=32, rope_theta=5e5),
+        "mistral": lambda: t.MistralConfig(**TINY, sliding_window=None),
+        "mistral window": lambda: t.MistralConfig(**TINY, sliding_window=6),
+        "qwen2": lambda: t.Qwen2Config(**TINY, rope_theta=1e6),
+        "qwen2 window": lambda: t.Qwen2Config(
+            **TINY, use_sliding_window=True, sliding_window=6, max_window_layers=1, tie_word_embeddings=True
+        ),
+        "qwen3": lambda: t.Qwen3Config(**TINY, head_dim=32),
+        "gemma3": lambda: t.Gemma3TextConfig(
+            **TINY, **gemma, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+        ),
+        "gemma3 linear": lambda: t.Gemma3TextConfig(
+            **TINY,
+            **gemma,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        ),
+        "gemma3 caps": lambda: t.Gemma3TextConfig(
+            **TINY, **gemma, final_logit_softcapping=3.0, attn_logit_softcapping=2.0
+        ),
+        "phi3": lambda: t.Phi3Config(**TINY, pad_token_id=0, eos_token_id=1),
+        "phi3 window": lambda: t.Phi3Config(**TINY, sliding_window=7, pad_token_id=0, eos_token_id=1),
+        "phi3 partial": lambda: t.Phi3Config(
+            **{**TINY, "hidden_size": 128}, partial_rotary_factor=0.5, pad_token_id=0, eos_token_id=1
+        ),
+        "phi3 longrope": lambda: t.Phi3Config(
+            **TINY,
+            rope_scaling=longrope,
+            original_max_position_embeddings=32,
+            pad_token_id=0,
+            eos_token_id=1,
+        ),
+    }
+    return made if name == "*" else made[name]()
+
+
+CASES = list(config("*")) if transformers else []
+TOKENS = np.random.default_rng(3).integers(0, 96, (1, 24))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Checkpoints by case, made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("checkpoint")
+            made[name] = folder, checkpoint(folder, config(name))
+        return made[name]
+
+    return get
+
+
+def relative(found, expected) -> float:
+    """The largest difference, in units of the expected logits' spread."""
+    return float(np.abs(found - expected).max() / expected.std())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fp32_gives_transformers_logits_from_whole_prompts_chunks_and_single_tokens(name, models, tmp_path):
+    folder, model = models(name)
+    expected = reference(model, TOKENS)[0]
+    decoder = Decoder(graph_of(folder, tmp_path, precision="fp32"))
+    assert relative(decoder.run(TOKENS), expected) < 1e-4
+    parts = [decoder.run(TOKENS[:, :9], 0), decoder.run(TOKENS[:, 9:16], 9)]
+    parts += [decoder.run(TOKENS[:, i : i + 1], i) for i in range(16, 24)]
+    assert relative(np.concatenate(parts), expected) < 1e-4
