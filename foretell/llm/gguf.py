@@ -1,0 +1,268 @@
+"""GGUF files: weights, config and tokenizer as a Hugging Face folder would hold them. The only importer of gguf.
+
+Numbers are dequantized by gguf's own code. Names, the order of rows and the config's keys are turned back into
+Hugging Face's, so that nothing behind this knows where a model came from. The format and the metadata keys:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, ReaderField, ReaderTensor
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from foretell.core.errors import PackageError, did_you_mean
+from foretell.core.generation import Sampling
+from foretell.llm.families import unsupported
+from foretell.llm.tokenizer_gguf import Vocabulary
+
+_MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text", "phi3": "phi3"}
+"""GGUF architecture → `model_type` of a config.json. Mistral and SmolLM are llama there."""
+
+_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_INSIDE = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_INSIDE_BY_TYPE = {
+    "gemma3_text": {
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+    "phi3": {"ffn_up": "mlp.gate_up_proj"},
+}
+
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What all Llama 3.x models have beside `factor`: GGUF files hold only the frequencies that came of it."""
+
+
+class GgufModel:
+    """An opened file: the `Weights` of a model, and its metadata.
+
+    `model_type`: as config.json has it. Tensors are mapped, so memory holds only what is being converted.
+    """
+
+    def __init__(self, reader: GGUFReader, where: str) -> None:
+        self._where = where
+        self._metadata = {name: _Lazy(field) for name, field in reader.fields.items()}
+        self._architecture = str(self._need("general.architecture"))
+        if self._architecture not in _MODEL_TYPES:
+            raise unsupported(self._architecture)
+        self.model_type = _MODEL_TYPES[self._architecture]
+        if int(self._get("split.count", 1)) > 1:
+            raise PackageError(f"{where} is one part of a split model; join the parts (llama-gguf-split --merge) first")
+        self._raw = {tensor.name: tensor for tensor in reader.tensors}
+        self._tensors = {_canonical(tensor.name, self.model_type): tensor for tensor in reader.tensors}
+        # llama.cpp rotates neighbouring numbers of q and k of these architectures, Hugging Face halves of a head.
+        self._permuted: dict[str, int] = {}
+        if self._architecture == "llama":
+            heads = self._number("attention.head_count")
+            self._permuted = {"q_proj": heads, "k_proj": self._number("attention.head_count_kv", heads)}
+
+    @classmethod
+    def open(cls, path: Path) -> "GgufModel":
+        """Read the header of a .gguf file. Raises `PackageError` if it is damaged, `Unsupported` for its kind."""
+        try:
+            reader = GGUFReader(path)
+        except Exception as error:  # gguf raises whatever its parsing trips over
+            raise PackageError(f"{path.name} is not a readable GGUF file, or cut short ({error})") from None
+        return cls(reader, path.name)
+
+    def names(self) -> Collection[str]:
+        return self._tensors.keys()
+
+    def get(self, name: str) -> NDArray[np.float32]:
+        if name not in self._tensors:
+            raise PackageError(f'{self._where} has no weight "{name}". {did_you_mean(name, self._tensors)}')
+        numbers = self._floats(self._tensors[name])
+        if (heads := self._permuted.get(name.split(".")[-2])) is not None:
+            pairs = numbers.reshape(heads, -1, 2, *numbers.shape[1:])
+            numbers = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(numbers.shape)
+        if self.model_type == "gemma3_text" and name.endswith("norm.weight"):
+            numbers = numbers - np.float32(1)  # GGUF files hold what the graph multiplies with
+        return numbers
+
+    def config(self) -> dict[str, Any]:
+        """What the model's config.json says, as far as a decoder's graph needs it."""
+        heads = self._number("attention.head_count")
+        hidden, layers = self._number("embedding_length"), self._number("block_count")
+        head_dim = self._number("attention.key_length", hidden // heads)
+        config: dict[str, Any] = {
+            "model_type": self.model_type,
+            "vocab_size": int(self._raw["token_embd.weight"].shape[1]) if "token_embd.weight" in self._raw else 0,
+            "hidden_size": hidden,
+            "intermediate_size": self._number("feed_forward_length"),
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._number("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "rms_norm_eps": self._float("attention.layer_norm_rms_epsilon", 1e-6),
+            "max_position_embeddings": self._number("context_length"),
+            "tie_word_embeddings": "output.weight" not in self._raw,
+            "rope_theta": self._float("rope.freq_base", 10000.0),
+            "rope_scaling": self._rope_scaling(),
+        }
+        if self.model_type == "gemma3_text":
+            config |= self._gemma(hidden, heads, head_dim, layers)
+        elif self._key("attention.sliding_window") in self._metadata and self.model_type == "phi3":
+            config["sliding_window"] = self._number("attention.sliding_window")
+        if self.model_type == "phi3":
+            config["partial_rotary_factor"] = self._number("rope.dimension_count", head_dim) / head_dim
+            original = self._number("rope.scaling.original_context_length", config["max_position_embeddings"])
+            config["original_max_position_embeddings"] = original
+        if self.model_type == "llama":
+            config["attention_bias"] = "blk.0.attn_q.bias" in self._raw
+            config["mlp_bias"] = "blk.0.ffn_up.bias" in self._raw
+        return config
+
+    def vocabulary(self) -> Vocabulary:
+        """The metadata that a tokenizer is built from. Raises `PackageError` when the file has none."""
+        prefix = "tokenizer.ggml."
+        found = {name.removeprefix(prefix): name for name in self._metadata if name.startswith(prefix)}
+        if "tokens" not in found:
+            raise PackageError(f"{self._where} has no tokenizer; put the model's tokenizer.json beside it")
+        wanted = {field.encode_name for field in msgspec.structs.fields(Vocabulary)}
+        values = {key: self._get(name) for key, name in found.items() if key in wanted}
+        return msgspec.convert({**values, "architecture": self._architecture}, Vocabulary)
+
+    def chat_template(self) -> str:
+        """The default chat template; "" when the file has none."""
+        return str(self._get("tokenizer.chat_template", ""))
+
+    def sampling(self) -> Sampling:
+        """What the model's makers recommend, where the file says it."""
+        names = {"temperature": "temp", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"}
+        given = {ours: f"general.sampling.{theirs}" for ours, theirs in names.items()}
+        floats = {ours: _shortest(self._get(name)) for ours, name in given.items() if name in self._metadata}
+        top_k = self._get("general.sampling.top_k")
+        return Sampling(**floats, top_k=int(top_k) if top_k is not None else None)
+
+    def _gemma(self, hidden: int, heads: int, head_dim: int, layers: int) -> dict[str, Any]:
+        # The files don't say how queries are scaled; of the published models only the 27B's differs.
+        scalar = hidden // heads if layers == 62 else head_dim
+        given: dict[str, Any] = {
+            "sliding_window": self._number("attention.sliding_window"),
+            "query_pre_attn_scalar": scalar,
+            "rope_local_base_freq": self._float("rope.freq_base_swa", 10000.0),
+            "final_logit_softcapping": self._float("final_logit_softcapping", 0.0) or None,
+            "attn_logit_softcapping": self._float("attn_logit_softcapping", 0.0) or None,
+        }
+        pattern = self._get(self._key("attention.sliding_window_pattern"), 6)
+        if isinstance(pattern, list):
+            given["layer_types"] = ["sliding_attention" if local else "full_attention" for local in pattern]
+        else:
+            given["sliding_window_pattern"] = int(pattern)
+        return given
+
+    def _rope_scaling(self) -> dict[str, Any] | None:
+        if "rope_factors_long.weight" in self._raw:
+            factors = [self._floats(self._raw[f"rope_factors_{kind}.weight"]).tolist() for kind in ("short", "long")]
+            scaling = {
+                "rope_type": "longrope",
+                "short_factor": [_shortest(x) for x in factors[0]],
+                "long_factor": [_shortest(x) for x in factors[1]],
+            }
+            amplitude = self._float("rope.scaling.attn_factor", 0.0)
+            return {**scaling, "attention_factor": amplitude} if amplitude else scaling
+        if "rope_freqs.weight" in self._raw:
+            return self._llama3(self._floats(self._raw["rope_freqs.weight"]))
+        kind = str(self._get(self._key("rope.scaling.type"), "none"))
+        factor = self._float("rope.scaling.factor", 0.0) or self._float("rope.scale_linear", 1.0)
+        if kind == "none" or factor in (0.0, 1.0):
+            return None
+        return {"rope_type": kind, "factor": factor}
+
+    def _llama3(self, divisors: NDArray[np.float32]) -> dict[str, Any]:
+        """The parameters that give these divisors of the rotary frequencies. Raises `PackageError` for others."""
+        scaling = {"rope_type": "llama3", "factor": _shortest(divisors.max()), **_LLAMA3}
+        base = self._float("rope.freq_base", 10000.0)
+        frequencies = base ** -(np.arange(len(divisors)) / len(divisors))
+        # Llama 3.1: long waves are divided by factor, short ones kept, those between blended by their length.
+        turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+        low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+        if not np.allclose(expected, divisors, rtol=1e-3):
+            raise PackageError(
+                f"{self._where}: its rotary frequencies are scaled in a way that is none of Llama 3's; import the"
+                " model's Hugging Face folder, whose config.json says how"
+            )
+        return scaling
+
+    def _floats(self, tensor: ReaderTensor) -> NDArray[np.float32]:
+        kind = GGMLQuantizationType(tensor.tensor_type)
+        try:
+            numbers = dequantize(tensor.data, kind)
+        except (NotImplementedError, ValueError) as error:
+            raise PackageError(
+                f'{self._where}: weight "{tensor.name}" is {kind.name}, which gguf cannot read ({error}). Take a file'
+                " of another quantization, best F16, BF16 or Q8_0"
+            ) from None
+        return np.ascontiguousarray(numbers.astype(np.float32, copy=False)).reshape(tensor.shape[::-1].tolist())
+
+    def _key(self, name: str) -> str:
+        return f"{self._architecture}.{name}"
+
+    def _get(self, name: str, default: Any = None) -> Any:
+        return self._metadata[name]() if name in self._metadata else default
+
+    def _need(self, name: str) -> Any:
+        value = self._get(name)
+        if value is None:
+            raise PackageError(f'{self._where} does not say "{name}", so it cannot be imported; get another conversion')
+        return value
+
+    def _number(self, name: str, default: int | None = None) -> int:
+        key = self._key(name)
+        value = self._get(key, default) if default is not None else self._need(key)
+        if isinstance(value, list):
+            if len(set(value)) != 1:
+                raise PackageError(f'{self._where}: "{key}" differs from layer to layer, which foretell cannot build')
+            value = value[0]
+        return int(value)
+
+    def _float(self, name: str, default: float) -> float:
+        return _shortest(self._get(self._key(name), default))
+
+
+class _Lazy:
+    """A metadata field that is decoded when asked for: vocabularies are long."""
+
+    def __init__(self, field: ReaderField) -> None:
+        self._field = field
+
+    def __call__(self) -> Any:
+        return self._field.contents()
+
+
+def _shortest(value: Any) -> float:
+    """The float that a person would have written: GGUF holds 1e-05 as 9.99999974e-06."""
+    return float(str(np.float32(value)))
+
+
+def _canonical(name: str, model_type: str) -> str:
+    """Hugging Face's name of a tensor; its own if that is unknown."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _OUTSIDE:
+        return f"{_OUTSIDE[stem]}.{kind}"
+    if stem.startswith("blk."):
+        _, number, part = stem.split(".", 2)
+        inside: Mapping[str, str] = {**_INSIDE, **_INSIDE_BY_TYPE.get(model_type, {})}
+        if part in inside:
+            return f"model.layers.{number}.{inside[part]}.{kind}"
+    return name
