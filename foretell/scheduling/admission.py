@@ -1,13 +1,23 @@
 """The door: admit a request, or say at once how long to stay away. Pure."""
 
+from typing import Protocol
+
 from foretell.core.errors import DeadlineExceeded, InvalidInput, Overloaded
-from foretell.core.request import Request
 from foretell.core.settings import BatchingSettings
 
 MIN_RETRY_S = 0.05
 
 
-def admit(request: Request, settings: BatchingSettings, *, queued_rows: int, wait_s: float, now: float) -> None:
+class Asking(Protocol):
+    """What admission reads of a request: rows (a generation's sequences), and the deadline in monotonic seconds."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def deadline(self) -> float | None: ...
+
+
+def admit(request: Asking, settings: BatchingSettings, *, queued_rows: int, wait_s: float, now: float) -> None:
     """Return if the request may wait; `wait_s` is the estimated time until its batch would start.
 
     Raises `Overloaded` when the queue has no room or the estimated wait outlasts the deadline,

@@ -50,12 +50,12 @@ class ServiceTimes:
         return self.fixed + self.per_row * rows
 
     def useful_rows(self) -> int:
-        """The batch size beyond which a row gets less than 5 % cheaper; at least 4, so that there is something to
+        """The batch size beyond which a row gets less than 5 % cheaper; at least 2, so that there is something to
         learn from. Larger batches would only make everybody in them wait.
         """
         if self._ratio is None:
             return 1 << 30
-        return max(4, math.ceil(20.0 * self._ratio - 1e-6))
+        return max(2, math.ceil(20.0 * self._ratio - 1e-6))
 
     def rows_within(self, seconds: float) -> int:
         """The largest batch whose service time, with three mean deviations of margin, stays within `seconds`.

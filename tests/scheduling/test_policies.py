@@ -9,7 +9,7 @@ from foretell.core.errors import DeadlineExceeded, InvalidInput, Overloaded
 from foretell.core.request import Request
 from foretell.core.settings import BatchingSettings, CacheSettings
 from foretell.scheduling.admission import admit
-from foretell.scheduling.batcher import LEAD_S, decide
+from foretell.scheduling.batcher import LEAD_S, RETURN_S, Returning, decide
 from foretell.scheduling.cache import ResponseCache, request_digest
 from foretell.scheduling.service import ServiceTimes
 
@@ -51,6 +51,36 @@ class TestBatcher:
     def test_several_replicas_share_what_waits(self):
         assert cut(waiting_rows=7, replicas=2).rows == 4
 
+    def test_the_share_counts_what_the_neighbours_run_already(self):
+        assert cut(waiting_rows=4, running_rows=4, replicas=2).rows == 4
+        assert cut(waiting_rows=7, running_rows=1, replicas=2).rows == 4
+        assert cut(waiting_rows=2, running_rows=9, replicas=2).rows == 2
+
+    def test_an_idle_replica_lets_the_clients_it_just_answered_come_back_before_it_starts_a_long_batch(self):
+        slow = learned(fixed=0.005, per_row=0.01)
+        back = Returning()
+        back.answered(4, 10.0)
+        back.came(1)
+        held = cut(service=slow, waiting_rows=1, returning=back)
+        assert held.rows == 0
+        assert held.again_at == pytest.approx(10.0 + RETURN_S)
+        assert cut(service=slow, waiting_rows=1, returning=back, now=10.0 + RETURN_S).rows == 1, "they did not come"
+        back.came(3)
+        assert cut(service=slow, waiting_rows=4, returning=back).rows == 4, "all are back"
+
+    def test_a_quick_model_waits_for_nobody(self):
+        back = Returning()
+        back.answered(64, 10.0)
+        assert cut(service=learned(fixed=0.0001, per_row=0.0001), returning=back).rows == 1
+
+    def test_replicas_that_answer_together_expect_all_their_clients(self):
+        back = Returning()
+        back.answered(4, 10.0)
+        back.answered(3, 10.0 + RETURN_S / 2)
+        assert back.rows(10.0 + RETURN_S) == 7
+        back.answered(2, 11.0)
+        assert back.rows(11.0) == 2, "those who have not come by now are not expected any more"
+
     def test_a_latency_target_limits_the_batch_to_what_still_meets_it(self):
         settings = BatchingSettings(target_p99_ms=40)
         service = learned(fixed=0.002, per_row=0.001)
@@ -74,12 +104,12 @@ class TestServiceTimes:
             service.observe(rows, seconds)
         predictions = [service.predict(n) for n in range(1, 65)]
         assert predictions[0] >= 0
-        assert service.useful_rows() >= 4
+        assert service.useful_rows() >= 2
         assert predictions == sorted(predictions)
 
     def test_a_model_that_gains_from_batching_is_given_large_batches_and_one_that_does_not_small_ones(self):
         assert learned(fixed=0.001, per_row=0.00001).useful_rows() >= 1000
-        assert learned(fixed=0.0, per_row=0.01).useful_rows() == 4
+        assert learned(fixed=0.0, per_row=0.01).useful_rows() == 2
         assert learned(fixed=0.004, per_row=0.01).useful_rows() == 8
 
     def test_a_long_time_of_single_rows_does_not_make_it_forget_what_batching_gains(self):
