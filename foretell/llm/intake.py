@@ -44,10 +44,7 @@ class Prepared(NamedTuple):
 
 
 class Intake:
-    """Makes `Prepared` of requests to one package. `defaults` fill in the sampling that a request leaves open.
-
-    `grammars` is None for packages whose tokenizer cannot constrain output.
-    """
+    """Makes `Prepared` of requests to one package. `defaults` fill in the sampling that a request leaves open."""
 
     def __init__(
         self, tokenizer: Tokenizer, template: ChatTemplate, grammars: Grammars, limits: Limits, defaults: Sampling
