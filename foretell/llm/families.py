@@ -13,8 +13,18 @@ from foretell.core.errors import PackageError, Unsupported, did_you_mean
 from foretell.llm.spec import Attention, DecoderSpec, Norm, Output, Rotary, RotaryScaling
 
 _QWEN = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
-_GEMMA3 = {
+_GEMMA2 = {
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
     "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 2,
+    "tie_word_embeddings": True,
+}
+_GEMMA3 = {
     "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 131072,
     "num_attention_heads": 8,
@@ -33,6 +43,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"rms_norm_eps": 1e-6, "sliding_window": None},
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
+    "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
     "phi3": {"rms_norm_eps": 1e-5, "sliding_window": None},
 }
@@ -80,7 +91,8 @@ class _Config:
     def __init__(self, family: str, values: dict[str, Any]) -> None:
         self._family = family
         self._values = values
-        self._gemma = family == "gemma3_text"
+        self._gemma = family in ("gemma2", "gemma3_text")
+        self._gemma3 = family == "gemma3_text"
 
     def spec(self, context: int | None) -> DecoderSpec:
         hidden, layers = self._number("hidden_size"), self._number("num_hidden_layers")
@@ -96,7 +108,7 @@ class _Config:
             context=longest,
             attention=msgspec.structs.replace(attention, windows=windows),
             rotary=full,
-            local_rotary=self._rotary("sliding_attention", attention.head_dim) if self._gemma else None,
+            local_rotary=self._rotary("sliding_attention", attention.head_dim) if self._gemma3 else None,
             norm=Norm(float(self._values["rms_norm_eps"]), offset=float(self._gemma), post=self._gemma),
             output=Output(self._flag("tie_word_embeddings"), float(self._values.get("final_logit_softcapping") or 0)),
             activation=self._activation(),
@@ -118,8 +130,8 @@ class _Config:
             windows=self._windows(layers),
             bias=bias or self._family == "qwen2",
             output_bias=bias and self._family != "qwen2",
-            qk_norm=self._family == "qwen3" or self._gemma,
-            cap=float(self._values.get("attn_logit_softcapping") or 0),
+            qk_norm=self._family == "qwen3" or self._gemma3,
+            cap=float(self._values.get("attn_logit_softcapping") or 0) if self._family == "gemma2" else 0.0,
         )
 
     def _windows(self, layers: int) -> tuple[int, ...]:
@@ -141,7 +153,7 @@ class _Config:
         """Of layers of one kind. transformers 5 has rope_parameters, for Gemma one set a kind of layer."""
         parameters = self._values.get("rope_parameters")
         if parameters is None:
-            local = self._gemma and kind == "sliding_attention"
+            local = self._gemma3 and kind == "sliding_attention"
             scaling = {} if local else self._values.get("rope_scaling") or {}
             base = self._values.get("rope_local_base_freq" if local else "rope_theta", 10000.0)
             parameters = {"rope_theta": base, **scaling}

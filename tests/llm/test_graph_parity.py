@@ -53,8 +53,8 @@ def config(name: str):
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         ),
-        "gemma3 caps": lambda: t.Gemma3TextConfig(
-            **TINY, **gemma, final_logit_softcapping=3.0, attn_logit_softcapping=2.0
+        "gemma2": lambda: t.Gemma2Config(
+            **TINY, **gemma, final_logit_softcapping=3.0, attn_logit_softcapping=2.0, layer_types=None
         ),
         "phi3": lambda: t.Phi3Config(**TINY, pad_token_id=0, eos_token_id=1),
         "phi3 window": lambda: t.Phi3Config(**TINY, sliding_window=7, pad_token_id=0, eos_token_id=1),
