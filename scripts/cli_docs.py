@@ -21,14 +21,14 @@ traceback), 2 wrong usage. `FORETELL_HOME` and `FORETELL_DATABASE` stand for `--
 def document() -> str:
     """The whole page."""
     lines = [HEAD, "| verb | what it does |", "| --- | --- |"]
-    lines += [f"| [`{name}`](#foretell-{name}) | {summary} |" for name, summary in VERBS.items()]
+    lines += [f"| [`{name}`](#foretell-{name.replace(' ', '-')}) | {summary} |" for name, summary in VERBS.items()]
     return "\n".join([*lines, *(section(name) for name in VERBS)]) + "\n"
 
 
 def section(name: str) -> str:
     """One verb: usage, what it says, its arguments and options."""
     command = load_verb(name)
-    hints = get_type_hints(importlib.import_module(f"foretell.cli.{name}").run)
+    hints = get_type_hints(importlib.import_module(f"foretell.cli.{name.replace(' ', '_')}").run)
     words = [f"\n## foretell {name}\n"]
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]

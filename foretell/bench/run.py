@@ -75,8 +75,8 @@ def run_bench(
     target: Target, plan: LoadPlan, settings: MeasureSettings = MeasureSettings(), progress: bool = True
 ) -> Result:
     """`bench` for callers without an event loop, with a progress bar on standard error."""
-    with _bar(target.name, progress) as on_progress:
-        return _run(bench(target, plan, on_progress, settings))
+    with progress_bar(target.name, progress) as on_progress:
+        return run_async(bench(target, plan, on_progress, settings))
 
 
 def run_compare(a: Target, b: Target, plan: LoadPlan, rounds: int = 8, progress: bool = True) -> Comparison:
@@ -93,8 +93,8 @@ def run_compare(a: Target, b: Target, plan: LoadPlan, rounds: int = 8, progress:
         finally:
             await a.close()
 
-    with _bar(f"{a.name} ↔ {b.name}", progress) as on_progress:
-        return _run(whole(on_progress))
+    with progress_bar(f"{a.name} ↔ {b.name}", progress) as on_progress:
+        return run_async(whole(on_progress))
 
 
 async def _warm_up(target: Target, plan: LoadPlan, pace: Pace | None) -> None:
@@ -109,13 +109,15 @@ async def _warm_up(target: Target, plan: LoadPlan, pace: Pace | None) -> None:
         )
 
 
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
+def run_async(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` to its end on a new event loop, uvloop's where there is one."""
     loop = uvloop.new_event_loop if uvloop else None
     with asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(work)
 
 
-def _bar(name: str, visible: bool) -> AbstractContextManager[Callable[[LoadProgress], None] | None]:
+def progress_bar(name: str, visible: bool) -> AbstractContextManager[Callable[[LoadProgress], None] | None]:
+    """A bar on standard error while the body runs, moved by calling what it gives; None where it is not wanted."""
     return _Bar(name) if visible else nullcontext(None)
 
 

@@ -25,13 +25,14 @@ VERBS = {
     "predict": "Ask a model once: from the store, a file, or a running server.",
     "serve": "Serve models over REST, gRPC and OpenAI's API.",
     "bench": "Measure latency, throughput and cost of a model or a server.",
+    "bench llm": "Measure a language model: tokens per second, first token, inter-token latency.",
 }
-"""Every verb and its line in `foretell --help`; verb `x` lives in `foretell.cli.x`, as its function `run`."""
+"""Every verb and its line in `foretell --help`; verb `x y` lives in `foretell.cli.x_y`, as its function `run`."""
 
 
 def load_verb(name: str) -> TyperCommand:
     """The complete command of a verb, its module imported."""
-    module = importlib.import_module(f"foretell.cli.{name}")
+    module = importlib.import_module(f"foretell.cli.{name.replace(' ', '_')}")
     single = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings={"max_content_width": 100})
     single.command(name)(module.run)
     command = typer.main.get_command(single)
@@ -53,6 +54,8 @@ class Verbs(TyperGroup):
         return TyperCommand(cmd_name, callback=lambda: None, help=VERBS[cmd_name], short_help=VERBS[cmd_name])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if " ".join(args[:2]) in VERBS:
+            args = [" ".join(args[:2]), *args[2:]]
         name, command, rest = super().resolve_command(ctx, args)
         return name, (load_verb(name) if name in VERBS else command), rest
 
