@@ -1,12 +1,9 @@
 """The HTTP entrance put together: route tables over one plane, errors in each API's own shape, a server."""
 
-import logging
-import secrets
 import ssl
 from collections.abc import Callable
 from typing import Any
 
-from foretell.core.errors import ForetellError
 from foretell.core.routing import RoutingTable
 from foretell.server.admin import Admin, Metrics
 from foretell.server.door import Door
@@ -14,17 +11,18 @@ from foretell.server.http import (
     HttpSettings,
     Request,
     Response,
+    explain,
     headers_of,
     json_response,
     status_of,
 )
 from foretell.server.listener import HttpServer
 from foretell.server.oip import OpenInference
-from foretell.server.openai import OpenAi, error_response
+from foretell.server.oip_generate import GenerateApi
+from foretell.server.openai import OpenAi
+from foretell.server.openai_shape import error_response
 from foretell.server.openapi import Docs
 from foretell.server.router import Router
-
-log = logging.getLogger("foretell.server")
 
 
 def no_metrics() -> tuple[bytes, str]:
@@ -45,20 +43,17 @@ class App:
         routing: Callable[[], Any] = lambda: RoutingTable({}),
         version: str = "0",
     ) -> None:
-        routes = [*OpenInference(plane, version).routes(), *OpenAi(plane).routes()]
+        routes = [*OpenInference(plane, version).routes(), *GenerateApi(plane).routes(), *OpenAi(plane).routes()]
         routes += Admin(plane, metrics, routing).routes()
         self.router = Router([*routes, *Docs(routes, version).routes()])
         self.find = self.router.find
 
     def refusal(self, request: Request | None, error: Exception) -> Response:
         """The answer that tells about an error, in the shape of the API that was asked."""
-        if not isinstance(error, ForetellError):
-            mark = secrets.token_hex(4)
-            log.error("unexpected error %s", mark, exc_info=error)
-            error = ForetellError(f"unexpected error; the server's log has it under {mark}")
+        told = explain(error)
         if request is not None and request.target.startswith(b"/v1/"):
-            return error_response(error)
-        return json_response({"error": error.message}, status_of(error), headers_of(error))
+            return error_response(told)
+        return json_response({"error": told.message}, status_of(told), headers_of(told))
 
 
 async def serve_http(

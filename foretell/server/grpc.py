@@ -7,7 +7,8 @@ from foretell.core.errors import ConfigError
 from foretell.server.door import Door
 from foretell.server.grpc_health import HealthService
 from foretell.server.grpc_lean import LeanTransport
-from foretell.server.grpc_service import InferenceService, Routes
+from foretell.server.grpc_method import Routes
+from foretell.server.grpc_service import InferenceService
 from foretell.server.grpc_status import GrpcSettings
 
 __all__ = ["GrpcServer", "GrpcSettings"]

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import grpc
 
 from foretell.core.errors import ForetellError
-from foretell.server.grpc_service import Message, Method, Routes, StreamMethod, explain
+from foretell.server.grpc_method import Message, Method, Routes, StreamMethod, explain
 from foretell.server.grpc_status import GrpcSettings, trailing_metadata
 
 Answer = Callable[[Message, grpc.aio.ServicerContext], Awaitable[Message]]

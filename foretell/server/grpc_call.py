@@ -16,7 +16,7 @@ import msgspec
 
 from foretell.core.errors import ForetellError, InvalidInput, PayloadTooLarge, Unsupported
 from foretell.server import http2
-from foretell.server.grpc_service import Message, Method, Routes, StreamMethod, explain
+from foretell.server.grpc_method import Message, Method, Routes, StreamMethod, explain
 from foretell.server.grpc_status import CODES, trailing_metadata
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from foretell.core.errors import InvalidInput, NotFound
 from foretell.core.reference import parse_reference
 from foretell.server import health_pb2
 from foretell.server.door import Door
-from foretell.server.grpc_service import SERVICE, Message, Method, Routes, StreamMethod
+from foretell.server.grpc_method import Message, Method, Routes, StreamMethod
+from foretell.server.grpc_service import SERVICE
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _WATCH_EVERY_S = 0.5

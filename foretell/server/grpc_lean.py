@@ -3,7 +3,7 @@
 import asyncio
 
 from foretell.server.grpc_connection import GrpcConnection
-from foretell.server.grpc_service import Routes
+from foretell.server.grpc_method import Routes
 from foretell.server.grpc_status import GrpcSettings
 
 

@@ -2,13 +2,8 @@
 only; knows nothing of the calls, channels and status codes that carry the messages.
 """
 
-import asyncio
-import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
-
-import msgspec
+from collections.abc import Awaitable, Callable
 
 from foretell.core.errors import ForetellError, InvalidInput, NotReady, Unsupported
 from foretell.core.reference import Reference, parse_reference
@@ -19,6 +14,9 @@ from foretell.server import oip_pb2
 from foretell.server.answer import best_classes
 from foretell.server.door import Door
 from foretell.server.grpc_codec import NO_OPTIONS, read_inputs, read_options, requested_outputs, write_outputs
+from foretell.server.grpc_generate import GenerateMethod
+from foretell.server.grpc_method import Message, Method, Routes, StreamMethod
+from foretell.server.grpc_stream import InferStream
 
 SERVICE = "inference.GRPCInferenceService"
 EXTENSIONS = ("model_repository", "model_repository(unload_dependents)", "model_configuration", "statistics")
@@ -34,27 +32,6 @@ _UNSERVED = {
     "LogSettings": "logging cannot be set here; use foretell.toml",
 }
 _MAX_REFERENCES = 4096
-_LOG = logging.getLogger("foretell.server")
-
-Message = Any
-
-
-class Method(msgspec.Struct, frozen=True):
-    """A unary method: the class of its request, and who answers one. `deadline` is monotonic seconds or None."""
-
-    request: Message
-    answer: Callable[[Message, float | None], Awaitable[Message]]
-
-
-class StreamMethod(msgspec.Struct, frozen=True):
-    """A streaming method: the class of its requests, and who answers a stream of them with a stream."""
-
-    request: Message
-    answer: Callable[[AsyncIterator[Message], float | None], AsyncGenerator[Message, None]]
-
-
-Routes = Mapping[str, Method | StreamMethod]
-"""The methods of some services by path ("/inference.GRPCInferenceService/ModelInfer")."""
 
 
 class InferenceService:
@@ -65,7 +42,7 @@ class InferenceService:
     def __init__(self, plane: Door, version: str, stream_window: int) -> None:
         self._plane = plane
         self._version = version
-        self._stream_window = stream_window
+        self._stream = InferStream(self.infer, GenerateMethod(plane, self.reference), stream_window)
         self._references: dict[tuple[str, str], Reference] = {}
 
     def routes(self) -> Routes:
@@ -77,7 +54,7 @@ class InferenceService:
             "ModelMetadata": Method(oip_pb2.ModelMetadataRequest, self._model_metadata),
             "ModelConfig": Method(oip_pb2.ModelConfigRequest, self._model_config),
             "ModelInfer": Method(oip_pb2.ModelInferRequest, self.infer),
-            "ModelStreamInfer": StreamMethod(oip_pb2.ModelInferRequest, self.stream),
+            "ModelStreamInfer": StreamMethod(oip_pb2.ModelInferRequest, self._stream.answer),
             "ModelStatistics": Method(oip_pb2.ModelStatisticsRequest, self._statistics),
             "RepositoryIndex": Method(oip_pb2.RepositoryIndexRequest, self._index),
             "RepositoryModelLoad": Method(oip_pb2.RepositoryModelLoadRequest, self._load),
@@ -113,42 +90,6 @@ class InferenceService:
         if options.final_mark:
             answer.parameters["triton_final_response"].bool_param = True
         return answer
-
-    async def stream(self, messages: AsyncIterator[Message], deadline: float | None) -> AsyncGenerator[Message, None]:
-        """Answer the requests of a stream in the order they came, several at a time. An error answers its own
-        request (`error_message`) and leaves the stream open.
-        """
-        slots = asyncio.Semaphore(self._stream_window)
-        answers: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue()
-
-        async def read() -> None:
-            try:
-                async for message in messages:
-                    await slots.acquire()
-                    answers.put_nowait(asyncio.create_task(self._stream_answer(message, deadline)))
-            finally:
-                answers.put_nowait(None)
-
-        reader = asyncio.create_task(read())
-        task: asyncio.Task[Message] | None = None
-        try:
-            while (task := await answers.get()) is not None:
-                yield await task
-                slots.release()
-            await reader
-        finally:
-            reader.cancel()
-            while task is not None:
-                task.cancel()
-                task = None if answers.empty() else answers.get_nowait()
-
-    async def _stream_answer(self, message: Message, deadline: float | None) -> Message:
-        try:
-            return oip_pb2.ModelStreamInferResponse(infer_response=await self.infer(message, deadline))
-        except Exception as error:
-            return oip_pb2.ModelStreamInferResponse(
-                error_message=explain(error).message, infer_response=oip_pb2.ModelInferResponse(id=message.id)
-            )
 
     def reference(self, name: str, version: str) -> Reference:
         """The reference that a name (`name`, `name@alias`) and a version field (may be empty) make."""
@@ -235,14 +176,6 @@ class InferenceService:
         name = message.model_name or message.repository_name
         await self._plane.unload(parse_reference(name).name)
         return oip_pb2.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
-
-
-def explain(error: Exception) -> ForetellError:
-    """What a caller may know of an error: our own as they are; anything else is a bug, logged with its trace."""
-    if isinstance(error, ForetellError):
-        return error
-    _LOG.error("a gRPC method met a bug", exc_info=error)
-    return ForetellError(f"internal error ({type(error).__name__}); the server's log has the trace")
 
 
 def _refusal(reason: str) -> Callable[[Message, float | None], Awaitable[Message]]:

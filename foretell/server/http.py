@@ -1,5 +1,7 @@
 """The values of HTTP: requests, responses, limits, the errors only HTTP has. Knows neither sockets nor models."""
 
+import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Protocol
@@ -8,6 +10,8 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from foretell.core.errors import ForetellError, InvalidInput, Overloaded
+
+log = logging.getLogger("foretell.server")
 
 Body = bytes | bytearray | memoryview
 JSON = b"application/json"
@@ -143,6 +147,15 @@ def header_line(name: bytes, value: str | bytes) -> bytes:
 def json_response(value: object, status: int = 200, headers: bytes = b"") -> Response:
     """`value` as JSON (msgspec structs, dicts, lists)."""
     return Response(msgspec.json.encode(value), status, JSON, headers)
+
+
+def explain(error: Exception) -> ForetellError:
+    """What a caller may know of an error: our own as they are; of anything else, a bug, where the log has it."""
+    if isinstance(error, ForetellError):
+        return error
+    mark = secrets.token_hex(4)
+    log.error("unexpected error %s", mark, exc_info=error)
+    return ForetellError(f"unexpected error; the server's log has it under {mark}")
 
 
 def status_of(error: BaseException) -> int:

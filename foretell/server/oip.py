@@ -17,12 +17,12 @@ from foretell.server.router import Route
 _T = TypeVar("_T")
 
 EXTENSIONS = (
-    "binary_tensor_data", "classification", "model_configuration", "model_repository",
+    "binary_tensor_data", "classification", "generate", "model_configuration", "model_repository",
     "model_repository(unload_dependents)", "parameters", "statistics",
 )  # fmt: skip
 _REMEMBERED = 1024
 _MISSES = (400, 404, 405)
-_INFER = (*_MISSES, 413, 415, 429, 500, 501, 503, 504)
+INFER_STATUSES = (*_MISSES, 413, 415, 429, 500, 501, 503, 504)
 
 
 class ServerMetadata(msgspec.Struct):
@@ -203,7 +203,7 @@ class OpenInference:
                 Route("GET", base + "/ready", self.model_ready, "Can it answer?", tag, None, Ready, (*_MISSES, 503)),
                 Route("GET", base + "/config", self.config, "Configuration", tag, None, dict, _MISSES),
                 Route("GET", base + "/stats", self.model_stats, "Statistics", tag, None, Statistics, _MISSES),
-                Route("POST", base + "/infer", self.infer, "Infer", tag, InferDocument, InferAnswer, _INFER),
+                Route("POST", base + "/infer", self.infer, "Infer", tag, InferDocument, InferAnswer, INFER_STATUSES),
             ]
         return routes
 

@@ -8,7 +8,10 @@ import msgspec
 
 from foretell.server.convert import InferDocument
 from foretell.server.http import Request, Response
-from foretell.server.openai import EmbeddingsDocument
+from foretell.server.oip_generate import GenerateDocument
+from foretell.server.openai_chat import ChatDocument
+from foretell.server.openai_completions import CompletionDocument
+from foretell.server.openai_embeddings import EmbeddingsDocument
 from foretell.server.router import Route
 
 
@@ -22,7 +25,11 @@ _INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": 
 _EXAMPLES: dict[object, Any] = {
     InferDocument: _INFER,
     EmbeddingsDocument: {"model": "minilm", "input": ["How far is the moon?"]},
+    ChatDocument: {"model": "smollm2", "messages": [{"role": "user", "content": "How far is the moon?"}]},
+    CompletionDocument: {"model": "smollm2", "prompt": "The moon is", "max_tokens": 16},
+    GenerateDocument: {"text_input": "The moon is", "max_tokens": 16},
 }
+_STREAMED = (ChatDocument, CompletionDocument, GenerateDocument)
 _PATTERNS = {
     "model": "^[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9._-]*)?$",
     "version": "^[0-9]+$",
@@ -85,6 +92,8 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     gives = {"application/json": {"schema": schema_of[repr(route.gives)]}} if route.gives else {"text/plain": {}}
     if route.takes is InferDocument:
         gives["application/octet-stream"] = {}
+    if route.takes in _STREAMED:
+        gives["text/event-stream"] = {}
     error = {"application/json": {"schema": schema_of[repr(Error)]}}
     responses: dict[str, Any] = {"200": {"description": "Done", "content": gives}}
     for status in route.statuses:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from foretell.core.errors import ModelFailed
+from foretell.core.errors import InvalidInput, ModelFailed, Overloaded
 from foretell.core.tensor import Signature, Tensors, TensorSpec
-from foretell.testing import FakeModel
+from foretell.testing import FakeGenerator, FakeModel
 
 
 def spec(name: str, datatype: str, *shape: int) -> TensorSpec:
@@ -64,10 +64,28 @@ def models() -> list[FakeModel]:
         FakeModel("table", Signature((spec("age", "INT64", -1), spec("name", "BYTES", -1)),
                                      (spec("age", "INT64", -1), spec("name", "BYTES", -1))), echo),
     ]  # fmt: skip
+    made += [FakeModel(name, generator=generator) for name, generator in generators().items()]
     for datatype in ALL:
         both = (spec("x", datatype, -1, -1),)
         made.append(FakeModel(f"echo-{datatype}", Signature(both, both), echo))
     return made
+
+
+ODD_PIECES = ("Ünï", "", ' "🙂"', "\n\\", "\u2028</x>")
+
+
+def generators() -> dict[str, FakeGenerator]:
+    return {
+        "chat": FakeGenerator(cached=1),
+        "odd-chat": FakeGenerator(ODD_PIECES),
+        "calls": FakeGenerator((), calls=(("weather", '{"city": "Paris"}'), ("time", "{}"))),
+        "stuck": FakeGenerator(("never",), delay_s=60.0),
+        "slow-chat": FakeGenerator(("a",) * 1000, delay_s=0.02),
+        "breaks": FakeGenerator(("so", " far", "!"), error=ModelFailed("the replica died"), fails_at=2),
+        "buggy": FakeGenerator(("so", " far"), error=ZeroDivisionError("a bug of ours"), fails_at=1),
+        "refuses": FakeGenerator(error=InvalidInput("the prompt has 9,000 tokens, the context 8,192 (at $.messages)")),
+        "full": FakeGenerator(error=Overloaded("too many wait; retry later", 2.0)),
+    }
 
 
 def body(name: str = "x", datatype: str = "FP32", shape: object = (1, 4), data: object = (1, 2, 3, 4)) -> dict:
