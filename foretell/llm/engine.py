@@ -1,7 +1,7 @@
 """The engine: sequences in, tokens out, one step of the model at a time. Owns the order of things within a step.
 
-What runs is the scheduler's to say, where keys and values lie is in the books of `kv_cache`, how many tokens are
-guessed is `speculate`'s, which token comes is `sampling`'s. It knows no text, no request and no socket.
+What runs is the scheduler's to say, where keys and values lie is in the books of `kv_cache`, what is guessed is
+`speculate`'s and how far `draft_length`'s, which token comes is `sampling`'s. It knows no text and no request.
 """
 
 import time
@@ -12,12 +12,14 @@ from typing import NamedTuple
 from foretell.core.clock import Clock
 from foretell.core.errors import DeadlineExceeded, ForetellError, InvalidInput, ModelFailed, Overloaded
 from foretell.core.generation import Load
+from foretell.llm.draft_length import DraftLength, Verified
 from foretell.llm.executors.base import Executor, Scores, Work
 from foretell.llm.kv_cache import KvCache
 from foretell.llm.prefix_cache import NoPrefixCache, PrefixCache
 from foretell.llm.sampling import Sampled, Sampler, sample
 from foretell.llm.scheduler import Budget, Departure, Plan, Scheduler
 from foretell.llm.sequence import Reason, Sequence
+from foretell.llm.speculate import Drafter, NoDrafter, Offer
 
 MIN_RETRY_S = 0.05
 MAX_RETRY_S = 60.0
@@ -48,15 +50,16 @@ class Emitted(NamedTuple):
 class _Turn:
     """One sequence in one step: what runs, and what came of it."""
 
-    __slots__ = ("chosen", "drafts", "error", "reason", "sequence", "work")
+    __slots__ = ("chosen", "drafts", "error", "grade", "reason", "sequence", "work")
 
-    def __init__(self, sequence: Sequence, count: int, drafts: list[int]) -> None:
+    def __init__(self, sequence: Sequence, count: int, drafts: list[int], grade: int = 0) -> None:
         past = sequence.computed
         tokens = sequence.tokens[past : past + count] + drafts
         outputs = 0 if past + count < len(sequence.tokens) else 1 + len(drafts)
         self.sequence = sequence
         self.work = Work(sequence.slot, past, tokens, outputs)
         self.drafts = drafts
+        self.grade = grade
         self.chosen: list[Sampled] = []
         self.reason: Reason | None = None
         self.error: ForetellError | None = None
@@ -73,6 +76,8 @@ class Engine:
         executor: Executor,
         settings: EngineSettings = EngineSettings(),
         cache: PrefixCache | None = None,
+        drafter: Drafter | None = None,
+        lengths: DraftLength | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         shape = executor.shape
@@ -83,6 +88,8 @@ class Engine:
         self._clock = clock
         self._kv = KvCache(shape.slots, shape.context, capacity)
         self._cache = NoPrefixCache() if cache is None else cache
+        self._drafter = NoDrafter() if drafter is None else drafter
+        self._lengths = DraftLength() if lengths is None else lengths
         self._scheduler = Scheduler(self._kv, self._cache, settings.budget)
         self._serial = 0
         self._finish_gap_s = 1.0
@@ -120,10 +127,12 @@ class Engine:
         emitted = [self._expire(sequence) for sequence in self._scheduler.expired(self._clock())]
         plan = self._scheduler.plan()
         emitted += self._arrange(plan)
-        turns = [_Turn(sequence, 1, []) for sequence in plan.decodes]
+        started = self._clock()
+        turns = self._draft(plan.decodes)
         turns += [_Turn(sequence, count, []) for sequence, count in plan.chunks]
         if turns:
             self._advance(turns)
+            self._learn(turns[: len(plan.decodes)], None if plan.chunks else self._clock() - started)
             emitted += self._record(turns)
         return emitted
 
@@ -137,6 +146,7 @@ class Engine:
             cached_tokens=self._cache.tokens,
             hit_tokens=self._cache.hit_tokens,
             missed_tokens=self._cache.missed_tokens,
+            saved_s=self._lengths.saved_s,
         )
 
     def check(self) -> None:
@@ -186,6 +196,35 @@ class Engine:
                 self._cache.count(sequence.cached, sequence.prompt_length - sequence.cached)
                 started.append(Emitted(sequence, []))
         return started
+
+    def _draft(self, decodes: list[Sequence]) -> list[_Turn]:
+        """The turns of the sequences that decode, with guesses where these are worth their check."""
+        asked: list[tuple[Sequence, Offer]] = []
+        for sequence in decodes:
+            offer = self._drafter.offer(sequence)
+            if offer is not None:
+                most = min(offer.most, sequence.left - 1, self._kv.longest - len(sequence.tokens) - 1)
+                if most > 0:
+                    asked.append((sequence, offer if most == offer.most else offer._replace(most=most)))
+        if not asked:
+            return [_Turn(sequence, 1, []) for sequence in decodes]
+        wanted, grades = [], []
+        for (sequence, offer), count in zip(asked, self._lengths.choose(len(decodes), asked), strict=True):
+            if count and self._kv.grow(sequence.slot, len(sequence.tokens) + count):
+                wanted.append((sequence, count))
+                grades.append(offer.grade)
+        drafts = self._drafter.propose(wanted) if wanted else []
+        drafted = {s: (d, grade) for (s, _), d, grade in zip(wanted, drafts, grades, strict=True)}
+        return [_Turn(sequence, 1, *drafted.get(sequence, ([], 0))) for sequence in decodes]
+
+    def _learn(self, turns: list[_Turn], seconds: float | None) -> None:
+        """What the decoding turns cost and gained; `seconds` None: the step did something else too."""
+        if any(turn.error for turn in turns):
+            return
+        verified = [
+            Verified(turn.sequence, turn.grade, len(turn.drafts), len(turn.chosen) - 1) for turn in turns if turn.drafts
+        ]
+        self._lengths.learn(len(turns) - len(verified), verified, seconds)
 
     def _advance(self, turns: list[_Turn]) -> None:
         """Run the turns and choose their tokens. If the model fails they run one by one, so that a bad one is alone."""
@@ -262,6 +301,7 @@ class Engine:
 
     def _leave(self, sequence: Sequence) -> None:
         sequence.ended = True
+        self._drafter.forget(sequence)
         departure = self._scheduler.remove(sequence)
         if departure is not None:
             self._clear(departure)

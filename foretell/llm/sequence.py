@@ -9,6 +9,21 @@ from foretell.llm.sampling import Sampler
 Reason = Literal["stop", "length"]
 
 
+class Acceptance:
+    """How often a guessed token was right when those before it were: sums that forget."""
+
+    __slots__ = ("right", "tried")
+
+    def __init__(self, right: float = 0.0, tried: float = 0.0) -> None:
+        self.right = right
+        self.tried = tried
+
+    def learn(self, drafted: int, accepted: int, memory: float) -> None:
+        """Of `drafted` guesses the first `accepted` were right, and the next one, if any, was not."""
+        self.right = self.right * memory + accepted
+        self.tried = self.tried * memory + min(accepted + 1, drafted)
+
+
 class Sequence:
     """Choice `choice` of request `number`.
 
@@ -20,6 +35,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "acceptance",
         "accepted",
         "cached",
         "choice",
@@ -65,6 +81,8 @@ class Sequence:
         self.cached = -1
         self.drafted = 0
         self.accepted = 0
+        self.acceptance: dict[int, Acceptance] = {}
+        """What was learned of guesses for it, by their grade."""
         self.ended = False
 
     @property

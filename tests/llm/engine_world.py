@@ -5,12 +5,14 @@ from collections.abc import Sequence as Items
 import numpy as np
 
 from foretell.core.generation import Sampling
+from foretell.llm.draft_length import DraftLength
 from foretell.llm.engine import Emitted, Engine, EngineSettings
 from foretell.llm.executors.base import Shape
 from foretell.llm.executors.fake import FakeExecutor, scores_of
 from foretell.llm.prefix_cache import PrefixCache
 from foretell.llm.sampling import Sampler, sample
 from foretell.llm.sequence import Sequence
+from foretell.llm.speculate import Drafter, Offer
 
 VOCAB = 48
 EOS = 7
@@ -72,12 +74,50 @@ def world(
     context: int = 128,
     settings: EngineSettings = EngineSettings(),
     cache: PrefixCache | None = None,
+    drafter: Drafter | None = None,
+    lengths: DraftLength | None = None,
     **fake,
 ) -> tuple[Engine, FakeExecutor, Watch]:
     executor = FakeExecutor(Shape(VOCAB, slots, context, token_bytes=4), **fake)
     watch = Watch()
-    return Engine(executor, settings, cache, clock=watch), executor, watch
+    return Engine(executor, settings, cache, drafter, lengths, watch), executor, watch
 
 
 def prompt_of(length: int, salt: int = 0) -> list[int]:
     return np.random.default_rng([length, salt]).integers(8, VOCAB, length).tolist()
+
+
+class Seer:
+    """Guesses what the fake model will say, rightly with probability `sure` at each token."""
+
+    def __init__(self, executor: FakeExecutor, sure: float = 0.7, seed: int = 0) -> None:
+        self._executor = executor
+        self._sure = sure
+        self._random = np.random.default_rng(seed)
+
+    def offer(self, sequence: Sequence) -> Offer:
+        return Offer(len(sequence.tokens) % 4, 16)
+
+    def propose(self, asked: Items[tuple[Sequence, int]]) -> list[list[int]]:
+        return [self._guess(list(sequence.tokens), count) for sequence, count in asked]
+
+    def forget(self, sequence: Sequence) -> None:
+        pass
+
+    def _guess(self, tokens: list[int], count: int) -> list[int]:
+        length = len(tokens)
+        for _ in range(count):
+            right = int(self._executor.logits(tokens).argmax())
+            tokens.append(right if self._random.random() < self._sure else int(self._random.integers(VOCAB)))
+        return tokens[length:]
+
+
+class AnyLength(DraftLength):
+    """Lengths drawn at random: whatever they are, tokens must not change."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self._random = np.random.default_rng(seed)
+
+    def choose(self, decodes, asked):
+        return [int(self._random.integers(0, offer.most + 1)) for _, offer in asked]

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from foretell.llm.engine import EngineSettings
 from foretell.llm.executors.base import Shape
 from foretell.llm.executors.fake import FakeExecutor
-from foretell.llm.kv_cache import PAGE
 from foretell.llm.prefix_cache import NoPrefixCache, RadixCache
 from foretell.llm.scheduler import Budget
-from tests.llm.engine_world import EOS, VOCAB, expected, prompt_of, sequence, world
+from foretell.llm.speculate import DraftModel, NGramDrafter
+from tests.llm.engine_world import EOS, VOCAB, AnyLength, Seer, expected, prompt_of, sequence, world
 
 requests = st.lists(
     st.fixed_dictionaries(
@@ -29,7 +29,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     requests=requests,
     slots=st.integers(1, 5),
@@ -37,18 +37,30 @@ requests = st.lists(
     budget=st.builds(Budget, st.integers(1, 40), st.integers(1, 80), st.integers(1, 16)),
     cache_tokens=st.sampled_from([0, 30, 100, 1000]),
     block=st.sampled_from([4, 16]),
+    drafts=st.sampled_from(["none", "seer", "ngram", "model"]),
 )
-def test_tokens_depend_on_no_batch_chunk_cache_or_preemption(requests, slots, kv_tokens, budget, cache_tokens, block):
-    cache = RadixCache(cache_tokens * 4, 4, block) if cache_tokens else NoPrefixCache()
-    engine, executor, watch = world(
-        slots=slots, settings=EngineSettings(budget, kv_bytes=kv_tokens * 4), cache=cache, peak=3.0
-    )
-    longest = min(128, kv_tokens // PAGE * PAGE if kv_tokens < 128 else 128)
-    run_and_compare(engine, executor, watch, requests, longest)
-
-
-def run_and_compare(engine, executor, watch, requests, longest):
+def test_tokens_depend_on_no_batch_chunk_cache_preemption_or_draft(
+    requests, slots, kv_tokens, budget, cache_tokens, block, drafts
+):
     alone = FakeExecutor(Shape(VOCAB, 1, 128, 4), peak=3.0)
+    drafters = {
+        "none": lambda: None,
+        "seer": lambda: Seer(alone),
+        "ngram": NGramDrafter,
+        "model": lambda: DraftModel(FakeExecutor(Shape(VOCAB + 2, 2, 100, 4), peak=3.0), VOCAB),
+    }
+    engine, executor, watch = world(
+        slots=slots,
+        settings=EngineSettings(budget, kv_bytes=kv_tokens * 4),
+        cache=RadixCache(cache_tokens * 4, 4, block) if cache_tokens else NoPrefixCache(),
+        drafter=drafters[drafts](),
+        lengths=AnyLength(),
+        peak=3.0,
+    )
+    run_and_compare(engine, executor, watch, requests, alone)
+
+
+def run_and_compare(engine, executor, watch, requests, alone):
 
     def fresh(number, request):
         prompt = prompt_of(60)[: request["shared"]] + prompt_of(request["own"], number)
@@ -92,7 +104,7 @@ def run_and_compare(engine, executor, watch, requests, longest):
     else:
         raise AssertionError("the engine does not come to an end")
     for number, request in enumerate(requests):
-        whole = expected(alone, fresh(number, request), longest)
+        whole = expected(alone, fresh(number, request))
         if number in silent:
             assert said[number] == whole[: len(said[number])]
         else:
