@@ -173,7 +173,7 @@ class Sampler:
 
 def sample(scores: Scores, rows: Sequence[tuple[int, Sampler]]) -> list[Sampled]:
     """One token for each (row of `scores`, sampler), each row by its own rules; samplers are not advanced."""
-    best = scores.ids[:, 0].tolist()
+    best = scores.best.tolist()
     tokens = [0] * len(rows)
     drawn: list[int] = []
     for at, (row, sampler) in enumerate(rows):
@@ -237,7 +237,7 @@ def _from_row(scores: Scores, row: int, sampler: Sampler) -> int:
 def _from_edited(scores: Scores, row: int, sampler: Sampler) -> int:
     """The token of a row whose scores a bias, a penalty, a ban or a mask changes."""
     mask = sampler.allowed()
-    best = int(scores.ids[row, 0])
+    best = int(scores.best[row])
     if sampler.only_masked():
         if mask is None or (sampler.greedy and mask[best >> 5] >> (best & 31) & 1):
             return best if sampler.greedy else _undecided(scores, row, sampler)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from foretell.core.generation import Sampling
-from foretell.llm.executors.fake import scores_of
+from foretell.llm.executors.base import Scores
 from foretell.llm.sampling import Sampler, sample
 
 VOCAB = 300
@@ -70,7 +70,7 @@ class Allowed:
 
 def drawn(logits, params, count, heads=8, prompt=(), constraint=None):
     """`count` tokens at as many positions of one text, all from the same scores, 100 at a time."""
-    scores = scores_of(logits, heads)
+    scores = Scores(logits, heads)
     samplers = [Sampler(params, 7, prompt, constraint) for _ in range(100)]
     tokens = []
     for start in range(0, count, 100):
@@ -172,7 +172,7 @@ def test_every_token_has_probability_under_the_definitions(params, seed, shape, 
     sampler = Sampler(params, seed, PROMPT, Allowed(allowed) if masked else None, -1, bans, 1000)
     for token in generated:
         sampler.accept(token)
-    token = sample(scores_of(logits, 8), [(0, sampler)])[0].token
+    token = sample(Scores(logits, 8), [(0, sampler)])[0].token
     x = edited(logits[0], params, PROMPT, generated, allowed, bans)
     if params.temperature == 0:
         assert x[token] >= x.max() - 1e-4
@@ -187,7 +187,7 @@ def test_greedy_takes_the_best_and_of_equals_the_smaller_id():
     logits[0, [7, 30]] = 2.0
     for extra in ({}, {"logit_bias": {1: 0.5}}, {"repetition_penalty": 1.1}):
         sampler = Sampler(Sampling(temperature=0, **extra), 0, [49])
-        assert sample(scores_of(logits, 8), [(0, sampler)])[0].token == 7
+        assert sample(Scores(logits, 8), [(0, sampler)])[0].token == 7
 
 
 @settings(max_examples=50, deadline=None)
@@ -202,7 +202,7 @@ def test_a_seed_says_the_same_in_any_batch(data):
         samplers = {row: Sampler(wanted[row], row, PROMPT) for row in order}
         said = {row: [] for row in order}
         for logits in steps:
-            scores = scores_of(logits, 8)
+            scores = Scores(logits, 8)
             for row, one in zip(order, sample(scores, [(row, samplers[row]) for row in order]), strict=True):
                 samplers[row].accept(one.token)
                 said[row].append(one.token)
@@ -240,7 +240,7 @@ def test_penalties_grow_with_what_was_said():
     sampler = Sampler(Sampling(temperature=0, presence_penalty=0.3, frequency_penalty=0.3), 0, [3])
     said = []
     for _ in range(4):
-        token = sample(scores_of(logits, 4), [(0, sampler)])[0].token
+        token = sample(Scores(logits, 4), [(0, sampler)])[0].token
         sampler.accept(token)
         said.append(token)
     # 1.0, then 0.4, then 0.1, then -0.2: below the zeros. The prompt's 3 does not count.
@@ -250,7 +250,7 @@ def test_penalties_grow_with_what_was_said():
 def test_banned_tokens_wait_for_their_time_unless_nothing_else_is_allowed():
     logits = np.zeros((1, 40), np.float32)
     logits[0, 9] = 5.0
-    scores = scores_of(logits, 8)
+    scores = Scores(logits, 8)
     sampler = Sampler(Sampling(temperature=0), 0, [], banned=(9,), banned_until=2)
     said = []
     for _ in range(3):
@@ -270,7 +270,7 @@ def test_logprobs_are_the_models_own_whatever_the_rules(count):
     raw = raw - np.log(np.exp(raw).sum())
     rules = Sampling(temperature=0.5, top_k=3, repetition_penalty=1.5, logit_bias={4: 3.0})
     for params in (rules, Sampling(temperature=0), Sampling(temperature=1.0)):
-        one = sample(scores_of(logits, 8), [(0, Sampler(params, 1, PROMPT, logprobs=count))])[0]
+        one = sample(Scores(logits, 8), [(0, Sampler(params, 1, PROMPT, logprobs=count))])[0]
         assert one.logprob == pytest.approx(raw[one.token], abs=1e-4)
         order = np.argsort(-raw, kind="stable")[:count]
         assert [token for token, _ in one.top] == order.tolist()
@@ -278,7 +278,7 @@ def test_logprobs_are_the_models_own_whatever_the_rules(count):
 
 
 def test_without_being_asked_no_logprob_is_computed():
-    one = sample(scores_of(logits_of(9), 8), [(0, Sampler(Sampling(), 1, []))])[0]
+    one = sample(Scores(logits_of(9), 8), [(0, Sampler(Sampling(), 1, []))])[0]
     assert (one.logprob, one.top) == (0.0, [])
 
 

@@ -80,7 +80,7 @@ class FakeExecutor:
             assert len(held) <= self._shape.context, f"slot {work.slot} is beyond its context"
             rows += [self.logits(held[: len(held) - back]) for back in range(work.outputs - 1, -1, -1)]
         self._check_compact()
-        return scores_of(np.array(rows, np.float32).reshape(len(rows), self._shape.vocab), self._heads)
+        return Scores(np.array(rows, np.float32).reshape(len(rows), self._shape.vocab), self._heads)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """What follows `tokens`, float32 [vocab]: also for tests to compute what should come."""
@@ -112,12 +112,3 @@ class FakeExecutor:
     def _check_compact(self) -> None:
         held = [slot for slot, tokens in enumerate(self.slots) if tokens]
         assert held == list(range(len(held))), f"slots {held} hold tokens: they are not the first ones"
-
-
-def scores_of(logits: NDArray[np.float32], heads: int) -> Scores:
-    """Scores as the contract has them, from logits float32 [m, vocab]."""
-    ids = np.argsort(-logits, axis=1, kind="stable")[:, :heads]
-    values = np.take_along_axis(logits, ids, axis=1)
-    top = logits.max(axis=1, keepdims=True) if logits.shape[0] else logits[:, :1]
-    log_total = (top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))[:, 0]
-    return Scores(logits, ids, values, log_total)
