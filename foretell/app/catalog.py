@@ -11,9 +11,9 @@ from foretell.core.errors import ConfigError, Conflict, ForetellError, NotFound,
 from foretell.core.reference import Reference
 from foretell.core.routing import Route, RoutingTable, Target
 from foretell.fleet.spec import fit
-from foretell.plane.deployment import DeploymentSpec
 from foretell.plane.info import IndexEntry
 from foretell.plane.plane import Plane
+from foretell.plane.spec import DeploymentSpec
 from foretell.store.package import Package
 from foretell.store.store import Store
 
@@ -147,7 +147,8 @@ class Catalog:
         manifest = package.manifest
         given = self._config.models.get(name, ModelSettings())
         cores = usable_cores()
-        replicas = fit(override(name, "replicas", manifest.replicas, given.replicas), cores)
+        own = override(name, "replicas", manifest.replicas, given.replicas)
+        replicas = fit(own, cores, generates=manifest.runtime == "llm")
         spec = DeploymentSpec(
             name=name,
             version=version,

@@ -78,7 +78,7 @@ class Service:
             LiveVersion(
                 deployment.spec.name,
                 deployment.spec.version,
-                deployment.dispatcher.queue.rows,
+                deployment.queued,
                 deployment.pool.states(),
                 [(batch.rows, batch.count) for batch in deployment.snapshot().batches],
                 deployment.pool.total_replica_seconds() * deployment.dollars_per_second,

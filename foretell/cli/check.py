@@ -21,8 +21,8 @@ from foretell.core.request import Request
 from foretell.core.tensor import Tensors
 from foretell.fleet.launcher import LocalProcess
 from foretell.fleet.spec import fit
-from foretell.plane.deployment import DeploymentSpec
 from foretell.plane.plane import Plane
+from foretell.plane.spec import DeploymentSpec
 from foretell.store.sample import encode_columns
 
 RUNS = 20

@@ -5,10 +5,28 @@ import msgspec
 from foretell.core.tensor import Tensors
 
 
+class TokenUse(msgspec.Struct, array_like=True, gc=False):
+    """What a generation read and said, all choices together.
+
+    `cached_tokens` of the prompt needed no computing. `drafted_tokens` were guessed ahead, `accepted_tokens` of them
+    right. `first_token_s`: from arrival to the first token, 0 if none came. `gaps`: seconds between a choice's
+    pieces in the order they came, as 32-bit floats of this machine; a piece may hold several tokens.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    first_token_s: float = 0.0
+    gaps: bytes = b""
+
+
 class Observation(msgspec.Struct, array_like=True, gc=False):
     """`at` is Unix seconds when the request arrived; durations are seconds; `outcome` is one of done, failed,
-    rejected, expired, cancelled. `cost_dollars` is the busy cost: the request's share of its batch by rows.
-    `inputs` and `outputs` are present only on sampled requests.
+    rejected, expired, cancelled. `cost_dollars` is the busy cost: the request's share of its batch by rows, or of
+    the steps by tokens. `rows` and `batch_rows` of a generation are its choices (`batch_rows` 0: it never started).
+    `inputs` and `outputs` are present only on sampled requests, `tokens` only on generations.
     """
 
     model: str
@@ -27,3 +45,4 @@ class Observation(msgspec.Struct, array_like=True, gc=False):
     error: str = ""
     inputs: Tensors | None = None
     outputs: Tensors | None = None
+    tokens: TokenUse | None = None

@@ -39,9 +39,9 @@ class Launcher(Protocol):
 
 
 class LocalProcess:
-    """A child process connected by a Unix socket pair."""
+    """A child process connected by a Unix socket pair. `main` is the module that it runs."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, main: str = "foretell.fleet.worker") -> None:
         self.sock, theirs = socket.socketpair()
         for end in (self.sock, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
@@ -50,7 +50,7 @@ class LocalProcess:
         command = [
             sys.executable,
             "-m",
-            "foretell.fleet.worker",
+            main,
             str(theirs.fileno()),
             msgspec.json.encode(spec).decode(),
         ]

@@ -1,59 +1,66 @@
-"""One replica as the gateway holds it: sends batches, receives answers, notices its death."""
+"""One replica as the gateway holds it: a process and its connection, from start to end. What it works on is its
+lane's business.
+"""
 
 import asyncio
 import time
-from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
-from foretell.core.errors import (
-    ConfigError,
-    ForetellError,
-    InvalidInput,
-    ModelFailed,
-    PackageError,
-    ReplicaCrashed,
-    Unsupported,
-    UntrustedCode,
-)
-from foretell.core.tensor import Tensors
+from foretell.core.errors import ReplicaCrashed
 from foretell.fleet import wire
+from foretell.fleet.faults import revive
 from foretell.fleet.launcher import Process
-from foretell.scheduling.dispatcher import Batch
 
-_ERRORS: dict[str, type[ForetellError]] = {
-    kind.__name__: kind for kind in (ConfigError, InvalidInput, ModelFailed, PackageError, Unsupported, UntrustedCode)
-}
-"""What a replica may report, by the name it travels under; anything else is the model's failure."""
+
+class Lane(Protocol):
+    """The work of one replica: the scheduler's end of it."""
+
+    @property
+    def busy_since(self) -> float | None:
+        """When what runs now began to run (monotonic seconds); None when nothing is in hand."""
+        ...
+
+    def join(self, ready: wire.Ready) -> None:
+        """The replica is warm: work may be sent."""
+
+    def leave(self) -> None:
+        """No more work may be sent; what is in hand goes on."""
+
+    def handle(self, header: wire.Header, body: memoryview) -> None:
+        """A frame came. Takes over `replica.rss`."""
+
+    def lost(self, reason: str) -> None:
+        """The replica died with what was in hand."""
 
 
 class ReplicaEvents(Protocol):
     """Who hears what happens to a replica (the pool)."""
 
-    def done(self, replica: "Replica", batch: Batch, outputs: Tensors, compute_s: float, took_s: float) -> None: ...
-    def failed(self, replica: "Replica", batch: Batch, error: ForetellError) -> None: ...
+    def worked(self, replica: "Replica") -> None: ...
     def gone(self, replica: "Replica") -> None: ...
     def lost(self, replica: "Replica") -> None: ...
     def retired(self, replica: "Replica") -> None: ...
 
 
 class Replica(asyncio.BufferedProtocol):
-    """A lane of the scheduler over one process. Holds up to two batches: one runs, one waits in the socket."""
+    """`connect` first; then its lane gets every frame and sends through `write`."""
 
-    def __init__(self, process: Process, events: ReplicaEvents) -> None:
+    def __init__(self, process: Process, events: ReplicaEvents, lane: "Callable[[Replica], Lane]") -> None:
         self.process = process
-        self.batches: deque[Batch] = deque()
-        self.running_since = 0.0
         self.rss = 0
         self.started_at = time.monotonic()
         self.answered = False
         self.closing = False
-        self._retiring = False
         self.reason = ""
+        self.lane = lane(self)
+        self.ended = asyncio.Event()
+        self._retiring = False
+        self._warm = False
         self._events = events
         self._reader = wire.FrameReader()
         self._transport: asyncio.Transport | None = None
         self._ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
-        self.ended = asyncio.Event()
 
     async def connect(self, timeout_s: float) -> wire.Ready:
         """Wait until the model is loaded and warm. Raises what loading raised, or `ReplicaCrashed`."""
@@ -65,26 +72,27 @@ class Replica(asyncio.BufferedProtocol):
             self.kill(f"loading and warm-up took longer than {timeout_s:.0f} s (replicas.start_timeout_s)")
             raise ReplicaCrashed(self.reason) from None
 
-    def send(self, batch: Batch) -> None:
+    @property
+    def connected(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def write(self, buffers: Sequence[wire.Buffer]) -> None:
+        """Send the buffers of a frame. Never blocks."""
         assert self._transport is not None
-        tensors, body = wire.tensors_body([ticket.request.inputs for ticket in batch.tickets])
-        if not self.batches:
-            self.running_since = batch.sent_at
-        self.batches.append(batch)
-        self._transport.writelines(wire.frame(wire.Run(batch.rows, tensors), body))
+        self._transport.writelines(buffers)
 
     def kill(self, reason: str) -> None:
         self.reason = self.reason or reason
         self.process.kill()
 
     def retire(self) -> None:
-        """Hang up once the batches in hand are done."""
+        """Hang up once what is in hand is done."""
         self._retiring = True
-        if not self.batches:
+        if self.lane.busy_since is None:
             self.close()
 
     def close(self) -> None:
-        """Hang up: the process ends by itself once the batch in hand is done."""
+        """Hang up: the process ends by itself once the batch or step in hand is done."""
         self.closing = True
         if self._transport is not None:
             self._transport.close()
@@ -124,23 +132,15 @@ class Replica(asyncio.BufferedProtocol):
         self.ended.set()
 
     def _handle(self, header: wire.Header, body: memoryview) -> None:
-        if isinstance(header, wire.Done):
-            now = time.monotonic()
-            outputs = wire.read_tensors(header.tensors, body)
-            batch = self.batches.popleft()
-            took_s, self.running_since = now - self.running_since, now
-            self.rss = header.rss or self.rss
-            self._events.done(self, batch, outputs, header.compute_s, took_s)
-        elif isinstance(header, wire.Failed):
-            error = _ERRORS.get(header.error, ModelFailed)(header.message)
-            if not self._ready.done():
-                self.reason = header.message
-                self._ready.set_exception(error)
-                return
-            self.running_since = time.monotonic()
-            self._events.failed(self, self.batches.popleft(), error)
+        if self._warm:
+            self.lane.handle(header, body)
+            if not self.reason:  # with one, it is being killed
+                self._events.worked(self)
+            if self._retiring and self.lane.busy_since is None:
+                self.close()
         elif isinstance(header, wire.Ready):
+            self._warm = True
             self._ready.set_result(header)
-            return
-        if self._retiring and not self.batches:
-            self.close()
+        elif isinstance(header, wire.Failed) and not self._ready.done():
+            self.reason = header.message
+            self._ready.set_exception(revive(header.error, header.message))

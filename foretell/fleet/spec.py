@@ -23,11 +23,15 @@ HEAVY_S = 0.002
 """A model whose rows take longer than this even in a batch keeps a core busy; a lighter one waits for the gateway."""
 
 
-def fit(settings: ReplicaSettings, cores: int) -> ReplicaSettings:
+def fit(settings: ReplicaSettings, cores: int, *, generates: bool = False) -> ReplicaSettings:
     """Fill in the threads that were left to us: the cores, divided by the replicas there will be at most.
 
-    `count` 0 stays: whether a model is heavy enough for several replicas shows when the first has warmed up.
+    `count` 0 stays: whether a model is heavy enough for several replicas shows when the first has warmed up. One
+    that generates has one replica with all cores: its steps run many requests together, and a second replica would
+    read the same weights again for half of them.
     """
+    if generates and not settings.count:
+        settings = msgspec.structs.replace(settings, count=1)
     threads = settings.threads or max(1, cores // (settings.count or min(cores, MOST_REPLICAS)))
     return msgspec.structs.replace(settings, threads=threads)
 

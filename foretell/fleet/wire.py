@@ -4,6 +4,9 @@
     header    msgpack array, then zero bytes up to the next multiple of ALIGN
     body      tensors, each padded to ALIGN; in a batch, the rows of its requests one after the other
 
+A replica that predicts answers each `Run` with `Done` or `Failed`. One that generates takes `Generate` and `Cancel`
+and sends one `Events` a step; `Failed` is the last thing it says.
+
 The rows of several requests become one contiguous tensor by being sent one after the other: the sender
 gathers them with a vectored write, the receiver reads them into one buffer and views it.
 """
@@ -13,6 +16,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from foretell.core.errors import InvalidInput
+from foretell.core.generation import Event, GenerateRequest, Load
 from foretell.core.tensor import Tensors, datatype_of, from_wire, to_wire
 
 PRELUDE = struct.Struct("<IQ")
@@ -30,10 +35,13 @@ class TensorHeader(msgspec.Struct, array_like=True, gc=False):
 
 
 class Ready(msgspec.Struct, tag=0, array_like=True):
-    """Replica → gateway, once: loaded and warm. `warmup`: (rows, seconds) of the warm-up batches."""
+    """Replica → gateway, once: loaded and warm. `warmup`: (rows, seconds) of the warm-up batches. `load`: what a
+    generator holds, which is nothing yet, of what it could hold.
+    """
 
     load_s: float
     warmup: list[tuple[int, float]]
+    load: Load = msgspec.field(default_factory=Load)
 
 
 class Run(msgspec.Struct, tag=1, array_like=True):
@@ -58,10 +66,44 @@ class Failed(msgspec.Struct, tag=3, array_like=True):
     message: str
 
 
-Header = Ready | Run | Done | Failed
+class Generate(msgspec.Struct, tag=4, array_like=True):
+    """Gateway → replica: take in a request (`pack_request`) under a number that was not used before."""
+
+    number: int
+    request: msgspec.Raw
+
+
+class Cancel(msgspec.Struct, tag=5, array_like=True):
+    """Gateway → replica: nobody waits for this one any more."""
+
+    number: int
+
+
+class Fault(msgspec.Struct, tag=4, array_like=True, gc=False):
+    """Stands where an event would: the request failed as a whole. `retry_after_s` is for `Overloaded`."""
+
+    error: str
+    message: str
+    retry_after_s: float = 0.0
+
+
+class Events(msgspec.Struct, tag=6, array_like=True):
+    """Replica → gateway: what came of one step, by request; also of none (a prompt is being read, or all is idle).
+
+    `compute_s` is how long the step ran, `load` what the generator holds after it, `rss` as in `Done`.
+    """
+
+    events: list[tuple[int, Event | Fault]]
+    compute_s: float
+    load: Load
+    rss: int
+
+
+Header = Ready | Run | Done | Failed | Generate | Cancel | Events
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Header)
+_request_decoder = msgspec.msgpack.Decoder(GenerateRequest)
 _PADS = [bytes(n) for n in range(ALIGN)]
 
 
@@ -71,6 +113,24 @@ def frame(header: Header, body: Sequence[Buffer] = ()) -> list[Buffer]:
     pad = -(PRELUDE.size + len(encoded)) % ALIGN
     total = sum(map(len, body))
     return [PRELUDE.pack(len(encoded), total) + encoded + _PADS[pad], *body]
+
+
+def pack_request(request: GenerateRequest) -> msgspec.Raw:
+    """A request on its way into a `Generate`. Raises `InvalidInput` if it holds what no frame can (half a
+    surrogate pair, an integer beyond 64 bits).
+    """
+    try:
+        return msgspec.Raw(_encoder.encode(request))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"the request cannot be passed on: {error}; send valid Unicode and 64-bit numbers") from None
+
+
+def unpack_request(raw: msgspec.Raw) -> GenerateRequest:
+    """Decoded apart from its frame, so that a request of the wrong types fails alone. Raises `InvalidInput`."""
+    try:
+        return _request_decoder.decode(raw)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"the request is not what a generation takes: {error}") from None
 
 
 def tensors_body(groups: Sequence[Tensors]) -> tuple[list[TensorHeader], list[Buffer]]:

@@ -1,36 +1,36 @@
-"""A replica's main: load one package, then answer batches over an inherited socket until it closes.
+"""A replica's main: load one package, then answer over an inherited socket until it closes.
 
     python -m foretell.fleet.worker FD SPEC-JSON
 
-One batch at a time, in order. A model that raises answers `Failed`; a model that crashes takes only this
-process along. It imports neither the gateway nor its web server.
+A predictor runs one batch at a time, in order; a generator (runtime "llm") many requests together, see
+`generate_loop`. A model that raises answers `Failed`; a model that crashes takes only this process along. It
+imports neither the gateway nor its web server.
 """
 
 import contextlib
 import ctypes
-import os
 import signal
 import socket
 import sys
 import time
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from foretell.core.errors import ForetellError, ModelFailed
 from foretell.core.model import Predictor
 from foretell.core.tensor import Tensors
-from foretell.fleet import wire
+from foretell.fleet import generate_loop, wire
+from foretell.fleet.faults import describe
+from foretell.fleet.generate_loop import GenerateLoop, send
+from foretell.fleet.memory import ResidentBytes
 from foretell.fleet.spec import WorkerSpec
-from foretell.runtimes.loading import load
+from foretell.runtimes.loading import load, load_generator
 from foretell.store.package import Package
 
-RSS_INTERVAL_S = 1.0
 WARMUP_BUDGET_S = 5.0
 _PR_SET_PDEATHSIG = 1
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def serve(sock: socket.socket, spec: WorkerSpec) -> None:
@@ -38,14 +38,36 @@ def serve(sock: socket.socket, spec: WorkerSpec) -> None:
     began = time.monotonic()
     try:
         package = Package.open(Path(spec.package), verify=False)
-        predictor = load(package, spec.replicas, spec.trust_code)
-        warmup = warm_up(predictor, package.sample() or {}, spec.max_batch_size)
+        opened = _generating if package.manifest.runtime == "llm" else _predicting
+        ready, answer = opened(package, spec)
     except Exception as error:
-        _send(sock, wire.frame(_describe(error)))
+        send(sock, wire.frame(wire.Failed(*describe(error))))
         return
-    _send(sock, wire.frame(wire.Ready(time.monotonic() - began, warmup)))
+    ready.load_s = time.monotonic() - began
+    send(sock, wire.frame(ready))
+    answer(sock)
+
+
+Answering = Callable[[socket.socket], None]
+"""Answers until the gateway closes the socket."""
+
+
+def _predicting(package: Package, spec: WorkerSpec) -> tuple[wire.Ready, Answering]:
+    predictor = load(package, spec.replicas, spec.trust_code)
+    warmup = warm_up(predictor, package.sample() or {}, spec.max_batch_size)
+    return wire.Ready(0.0, warmup), lambda sock: predict_loop(sock, predictor)
+
+
+def _generating(package: Package, spec: WorkerSpec) -> tuple[wire.Ready, Answering]:
+    generator = load_generator(package, spec.replicas)
+    generate_loop.warm_up(generator)
+    return wire.Ready(0.0, [], generator.load()), lambda sock: GenerateLoop(sock, generator).run()
+
+
+def predict_loop(sock: socket.socket, predictor: Predictor) -> None:
+    """Answer batches until the gateway closes the socket."""
     reader = wire.FrameReader(reuse=True)
-    next_rss = 0.0
+    resident = ResidentBytes()
     while (received := _receive(sock, reader)) is not None:
         header, body = received
         assert isinstance(header, wire.Run)
@@ -54,13 +76,10 @@ def serve(sock: socket.socket, spec: WorkerSpec) -> None:
             outputs = predictor.predict(wire.read_tensors(header.tensors, body))
             tensors, buffers = wire.tensors_body([outputs])
         except Exception as error:
-            _send(sock, wire.frame(_describe(error)))
+            send(sock, wire.frame(wire.Failed(*describe(error))))
             continue
-        now = time.monotonic()
-        rss = 0
-        if now >= next_rss:
-            rss, next_rss = _resident_bytes(), now + RSS_INTERVAL_S
-        _send(sock, wire.frame(wire.Done(tensors, now - started, rss), buffers))
+        compute_s = time.monotonic() - started
+        send(sock, wire.frame(wire.Done(tensors, compute_s, resident.now_and_then()), buffers))
 
 
 def warm_up(predictor: Predictor, sample: Tensors, max_batch_size: int) -> list[tuple[int, float]]:
@@ -96,30 +115,6 @@ def _receive(sock: socket.socket, reader: wire.FrameReader) -> tuple[wire.Header
             return None
         reader.received(count)
     return received
-
-
-def _send(sock: socket.socket, buffers: list[wire.Buffer]) -> None:
-    total = sum(map(len, buffers))
-    sent = sock.sendmsg(buffers)
-    if sent < total:
-        sock.sendall(b"".join(buffers)[sent:])
-
-
-def _describe(error: Exception) -> wire.Failed:
-    if isinstance(error, ForetellError):
-        return wire.Failed(type(error).__name__, error.message)
-    traceback.print_exc()
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(last.filename).name}:{last.lineno}"
-    return wire.Failed(ModelFailed.__name__, f"the model raised {type(error).__name__}: {error} ({place})")
-
-
-def _resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * _PAGE
-    except OSError:
-        return 0
 
 
 def _die_with_the_gateway() -> None:

@@ -8,19 +8,21 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from foretell.core.errors import ForetellError, NotFound, Unsupported, did_you_mean
-from foretell.core.generation import Event, GenerateRequest
-from foretell.core.observation import Observation
+from foretell.core.generation import Event, GenerateRequest, Started
 from foretell.core.reference import Reference
-from foretell.core.request import Request, Response, Timing
+from foretell.core.request import Request, Response
 from foretell.core.routing import RoutingTable
 from foretell.core.tensor import Signature
 from foretell.fleet.launcher import Launcher
-from foretell.plane.deployment import Deployment, DeploymentSpec
+from foretell.plane.account import Account
+from foretell.plane.deployment import Deployment
 from foretell.plane.info import IndexEntry, ModelInfo, VersionStatistics
+from foretell.plane.observer import Observer, Record
+from foretell.plane.spec import DeploymentSpec
 
 
 class Repository(Protocol):
@@ -36,10 +38,9 @@ class Repository(Protocol):
 class Plane:
     """`record` gets every observation; `sample_rate` is the share of them that carry inputs and outputs."""
 
-    def __init__(self, launch: Launcher, record: Callable[[Observation], object], sample_rate: float = 0.0) -> None:
+    def __init__(self, launch: Launcher, record: Record, sample_rate: float = 0.0) -> None:
         self._launch = launch
-        self._record = record
-        self._sample_rate = sample_rate
+        self._observer = Observer(record, sample_rate)
         self._deployments: dict[tuple[str, str], Deployment] = {}
         self._draining: set[asyncio.Task[None]] = set()
         self._table = RoutingTable({})
@@ -85,35 +86,48 @@ class Plane:
         """Answer one request. Raises a `ForetellError`; cancelling the caller cancels the request."""
         at = time.time()
         began = time.monotonic()
-        name, version = reference.name, ""
+        deployment = None
         try:
             deployment = self._find(reference, request.sticky)
-            version = deployment.spec.version
             request.rows = deployment.signature.check(request.inputs)
             answer = await deployment.infer(request)
         except ForetellError as error:
-            self._failed(name, version, request, at, began, error.outcome, error.message)
+            self._observer.failed(deployment, request, at, began, error.outcome, error.message)
             raise
         except asyncio.CancelledError:
-            self._failed(name, version, request, at, began, "cancelled", "the client went away")
+            self._observer.failed(deployment, request, at, began, "cancelled", "the client went away")
             raise
-        self._done(deployment, request, answer.outputs, answer.timing, at, began)
-        return Response(answer.outputs, name, version, answer.timing, request.id)
+        self._observer.done(deployment, request, answer, at, began)
+        return Response(answer.outputs, reference.name, deployment.spec.version, answer.timing, request.id)
 
     async def generate(self, reference: Reference, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Answer one request with token events, as they come. Raises a `ForetellError`, in mid-stream too; closing
         the generator or cancelling its caller cancels the request.
         """
-        raise Unsupported(f'model "{self._find(reference).spec.name}" does not generate')
-        yield  # type: ignore[unreachable]
+        account = Account(self._observer, request)
+        try:
+            deployment = self._find(reference, request.sticky)
+            account.routed(deployment)
+            generation = deployment.generate(request)
+            account.admitted(generation)
+            while (event := await generation.next()) is not None:
+                if isinstance(event, Started):
+                    event.version = deployment.spec.version
+                account.add(event)
+                yield event
+        except ForetellError as error:
+            account.close(error.outcome, error.message)
+            raise
+        finally:
+            account.close("cancelled", "the client went away")
 
     def refused(self, reference: Reference, error: ForetellError, protocol: str) -> None:
         """Observe a request that an entrance could not even read: it counts as rejected like any other."""
-        version = ""
+        deployment = None
         with contextlib.suppress(NotFound):
-            version = self._find(reference).spec.version
+            deployment = self._find(reference)
         request = Request({}, 0, protocol=protocol)
-        self._failed(reference.name, version, request, time.time(), time.monotonic(), error.outcome, error.message)
+        self._observer.failed(deployment, request, time.time(), time.monotonic(), error.outcome, error.message)
 
     def _find(self, reference: Reference, sticky: str = "") -> Deployment:
         name, selector = reference.name, reference.selector
@@ -130,74 +144,6 @@ class Plane:
             known = {n for n, _ in self._deployments}
             return NotFound(f'no model "{name}" is served here. {did_you_mean(name, known)}')
         return NotFound(f'version {version} of "{name}" is not in service; in service: {", ".join(served)}')
-
-    def _done(
-        self,
-        deployment: Deployment,
-        request: Request,
-        outputs: dict,
-        timing: Timing,
-        at: float,
-        began: float,
-    ) -> None:
-        total_s = time.monotonic() - began
-        share = request.rows / timing.batch_rows if timing.batch_rows else 0.0
-        statistics = deployment.statistics
-        statistics.succeeded += 1
-        statistics.inferences += request.rows
-        statistics.queue_s += timing.queue_s
-        statistics.compute_s += timing.compute_s
-        statistics.total_s += total_s
-        statistics.last_inference_ms = int(at * 1000)
-        statistics.cache_hits += timing.cached
-        observation = Observation(
-            deployment.spec.name,
-            deployment.spec.version,
-            "done",
-            at,
-            total_s,
-            timing.queue_s,
-            timing.compute_s,
-            request.rows,
-            timing.batch_rows,
-            timing.cached,
-            request.protocol,
-            request.id,
-            timing.compute_s * share * deployment.dollars_per_second,
-        )
-        if self._sample_rate and random.random() < self._sample_rate:
-            observation.inputs, observation.outputs = request.inputs, outputs
-        self._record(observation)
-
-    def _failed(
-        self, name: str, version: str, request: Request, at: float, began: float, outcome: str, message: str
-    ) -> None:
-        deployment = self._deployments.get((name, version))
-        if deployment is not None:
-            if outcome == "rejected":
-                deployment.statistics.rejected += 1
-            elif outcome != "cancelled":
-                deployment.statistics.failed += 1
-        else:
-            name = ""  # names that clients invent must not become metric labels
-        total_s = time.monotonic() - began
-        self._record(
-            Observation(
-                name,
-                version,
-                outcome,
-                at,
-                total_s,
-                0.0,
-                0.0,
-                request.rows,
-                0,
-                False,
-                request.protocol,
-                request.id,
-                error=message,
-            )
-        )
 
     # What can be asked
 

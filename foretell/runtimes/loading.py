@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from foretell.core.errors import PackageError
-from foretell.core.model import Predictor
+from foretell.core.model import Generator, Predictor
 from foretell.core.settings import ReplicaSettings
 from foretell.core.tensor import Signature, TensorSpec
 from foretell.runtimes.checked import Checked
@@ -26,6 +26,9 @@ RUNTIMES = {
 }
 """The module of each `Manifest.runtime`; it has `open_predictor(package, settings, trust_code) -> Predictor`."""
 
+GENERATOR = "foretell.llm.loading"
+"""Stands beside the table: the runtime "llm" makes generators, with `open_generator(package, settings)`."""
+
 TRANSFORM = "foretell.runtimes.transform"
 
 _EXTRAS = {
@@ -35,6 +38,9 @@ _EXTRAS = {
     "xgboost": "[boosting]",
     "lightgbm": "[boosting]",
     "torch": "[torch]",
+    "jinja2": "[llm]",
+    "llguidance": "[llm]",
+    "onnx": "[llm]",
 }
 
 
@@ -46,6 +52,8 @@ def load(package: Package, settings: ReplicaSettings, trust_code: bool = False) 
     `trust_code` is false, `ConfigError` when `settings.device` is not to be had here.
     """
     manifest = package.manifest
+    if manifest.runtime == "llm":
+        raise PackageError(f"{title(package)} is a language model: it generates text and predicts no rows")
     if manifest.trust_code and not trust_code:
         refuse_untrusted(package, "its model.toml says that loading runs code from the package")
     open_predictor = _from(RUNTIMES[manifest.runtime], "open_predictor", manifest.runtime)
@@ -54,6 +62,16 @@ def load(package: Package, settings: ReplicaSettings, trust_code: bool = False) 
         predictor = _from(TRANSFORM, "transformed", "transform")(predictor, package, settings, trust_code)
     check_agreement(manifest.signature, predictor.signature, package)
     return Checked(predictor, manifest.signature)
+
+
+def load_generator(package: Package, settings: ReplicaSettings) -> Generator:
+    """Load a package of runtime "llm". Raises as `load` does, and `PackageError` for every other runtime."""
+    if package.manifest.runtime != "llm":
+        raise PackageError(
+            f'{title(package)} has the runtime "{package.manifest.runtime}": it predicts rows and generates no text'
+        )
+    generator: Generator = _from(GENERATOR, "open_generator", "llm")(package, settings)
+    return generator
 
 
 def check_agreement(declared: Signature, actual: Signature, package: Package) -> None:

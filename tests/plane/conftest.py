@@ -15,8 +15,9 @@ from foretell.core.routing import Route, RoutingTable, Target
 from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSettings
 from foretell.fleet.launcher import LocalProcess
 from foretell.fleet.spec import fit
-from foretell.plane.deployment import Deployment, DeploymentSpec
+from foretell.plane.deployment import Deployment
 from foretell.plane.plane import Plane
+from foretell.plane.spec import DeploymentSpec
 from foretell.store.manifest import decode_manifest
 
 MANIFEST = """

@@ -159,7 +159,7 @@ async def test_a_client_that_goes_away_leaves_the_queue(bench):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert tasks[0].result() == 0.0
-    assert deployment.dispatcher.queue.rows == 0
+    assert deployment.queued == 0
     assert bench.outcomes().count("cancelled") == 4
 
 
