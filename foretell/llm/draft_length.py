@@ -47,7 +47,7 @@ class DraftLength:
     """
 
     ALLOWANCE = 0.01
-    START_S = 0.05
+    START_S = 0.02
     CAP_S = 0.25
     TRIAL_EVERY = 32
     """Steps between trials of drafts, and between plain steps for comparison while all steps have drafts."""

@@ -199,7 +199,7 @@ class DraftModel:
     def _run(self, works: list[Work]) -> list[int]:
         """The likeliest tokens; learns what a token costs."""
         started = self._clock()
-        best: list[int] = self._executor.run(works).ids[:, 0].tolist()
+        best: list[int] = self._executor.run(works).best.tolist()
         count = sum(len(work.tokens) for work in works)
         pace = (self._clock() - started) / count
         if count == len(works):

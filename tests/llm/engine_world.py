@@ -7,8 +7,8 @@ import numpy as np
 from foretell.core.generation import Sampling
 from foretell.llm.draft_length import DraftLength
 from foretell.llm.engine import Emitted, Engine, EngineSettings
-from foretell.llm.executors.base import Shape
-from foretell.llm.executors.fake import FakeExecutor, scores_of
+from foretell.llm.executors.base import Scores, Shape
+from foretell.llm.executors.fake import FakeExecutor
 from foretell.llm.prefix_cache import PrefixCache
 from foretell.llm.sampling import Sampler, sample
 from foretell.llm.sequence import Sequence
@@ -40,7 +40,7 @@ def expected(executor: FakeExecutor, asked: Sequence, context: int | None = None
     assert sampler.count == 0, "the sampler of a fresh sequence"
     said: list[int] = []
     while len(said) < (asked.max_tokens or 1 << 30) and len(tokens) < context:
-        scores = scores_of(executor.logits(tokens)[None, :], 8)
+        scores = Scores(executor.logits(tokens)[None, :], 8)
         token = sample(scores, [(0, sampler)])[0].token
         sampler.accept(token)
         tokens.append(token)
