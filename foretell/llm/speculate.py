@@ -55,26 +55,44 @@ class NoDrafter:
         pass
 
 
-class _Index:
-    """Where the short runs of tokens of one text last ended, and how far it is indexed."""
+_BITS = 20
+_PAIR, _QUAD = (1 << 2 * _BITS) - 1, (1 << 4 * _BITS) - 1
 
-    __slots__ = ("ends", "found", "upto")
+
+class _Index:
+    """Where each run of two and of four tokens of a text last ended. Runs are keyed by their tokens' bits in one
+    number, which rolls on from token to token; a key that happens to be another run's only makes a bad guess."""
+
+    __slots__ = ("found", "key", "pairs", "quads", "upto")
 
     def __init__(self) -> None:
-        self.ends: dict[tuple[int, ...], int] = {}
+        self.pairs: dict[int, int] = {}
+        self.quads: dict[int, int] = {}
+        self.key = 0
         self.upto = 0
         self.found = 0
+
+    def find(self, tokens: list[int]) -> int:
+        """Where the text's last four tokens, or else its last two, ended before; 0 if they did not."""
+        key, pairs, quads = self.key, self.pairs, self.quads
+        for end in range(self.upto + 1, len(tokens)):  # not the last token: nothing follows it yet
+            key = (key << _BITS | tokens[end - 1]) & _QUAD
+            pairs[key & _PAIR] = quads[key] = end
+        self.key, self.upto = key, len(tokens) - 1
+        key = (key << _BITS | tokens[-1]) & _QUAD
+        self.found = quads.get(key) or pairs.get(key & _PAIR, 0)
+        return self.found
 
 
 class NGramDrafter:
     """Prompt lookup (Saxena 2023): the text goes on as it went on where its last tokens stood before.
 
-    Looks for the last 4 tokens, then for the last 2. The grade is by how many tokens the two places agree in.
+    Looks for the last four tokens, then for the last two; the latest place counts. The grade is by how many tokens
+    the two places agree in.
     """
 
-    SIZES = (4, 2)
     BOUNDS = (4, 8, 16)
-    """Matches shorter than 4 tokens are of grade 0, shorter than 8 of grade 1, and so on."""
+    """Places that agree in fewer than 4 tokens are of grade 0, in fewer than 8 of grade 1, and so on."""
 
     def __init__(self) -> None:
         self._indexes: dict[Sequence, _Index] = {}
@@ -83,42 +101,28 @@ class NGramDrafter:
         index = self._indexes.get(sequence)
         if index is None:
             index = self._indexes[sequence] = _Index()
-        tokens = sequence.tokens
-        self._extend(index, tokens)
-        for size in self.SIZES:
-            found = index.ends.get(tuple(tokens[-size:]))
-            if found is not None:
-                index.found = found
-                return Offer(self._grade(tokens, found, size), MOST)
-        return None
+        found = index.find(sequence.tokens)
+        return Offer(self._grade(sequence.tokens, found), MOST) if found else None
 
     def propose(self, asked: Items[tuple[Sequence, int]]) -> list[list[int]]:
-        return [self._continue(sequence, count) for sequence, count in asked]
+        return [self._continue(sequence.tokens, self._indexes[sequence].found, count) for sequence, count in asked]
 
     def forget(self, sequence: Sequence) -> None:
         self._indexes.pop(sequence, None)
 
-    def _extend(self, index: _Index, tokens: list[int]) -> None:
-        """Index what is new, but for the last token: nothing follows it yet."""
-        ends = index.ends
-        for size in self.SIZES:
-            for end in range(max(index.upto, size), len(tokens)):
-                ends[tuple(tokens[end - size : end])] = end
-        index.upto = len(tokens)
-
-    def _grade(self, tokens: list[int], found: int, length: int) -> int:
-        last = len(tokens)
+    def _grade(self, tokens: list[int], found: int) -> int:
+        length, last = 0, len(tokens)
         while length < self.BOUNDS[-1] and length < found and tokens[found - length - 1] == tokens[last - length - 1]:
             length += 1
         return sum(length >= bound for bound in self.BOUNDS)
 
-    def _continue(self, sequence: Sequence, count: int) -> list[int]:
-        tokens, found = sequence.tokens, self._indexes[sequence].found
-        drafts = tokens[found : found + count]
+    @staticmethod
+    def _continue(tokens: list[int], found: int, count: int) -> list[int]:
+        guesses = tokens[found : found + count]
         period = len(tokens) - found
-        while len(drafts) < count:  # what it copies is what it says: it goes round
-            drafts.append(drafts[len(drafts) - period])
-        return drafts
+        while len(guesses) < count:  # it copies what it says itself, round and round
+            guesses.append(guesses[-period])
+        return guesses
 
 
 class _Held:
