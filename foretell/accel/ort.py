@@ -137,6 +137,13 @@ class Session:
             for name, value in zip(names, values, strict=True)
         }
 
+    @property
+    def inner(self) -> ort.InferenceSession:
+        """onnxruntime's own session, for this room. Raises `ModelFailed` once closed."""
+        if self._inner is None:
+            raise ModelFailed("the session is closed")
+        return self._inner
+
     def close(self) -> None:
         """Free the graph and its arena. Idempotent."""
         self._inner = None

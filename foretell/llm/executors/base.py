@@ -35,7 +35,8 @@ class Scores:
     @cached_property
     def best(self) -> NDArray[np.int64]:
         """int64 [m]: the largest logit's id, of equal ones the smallest: all that greedy decoding needs."""
-        return self.logits.argmax(axis=1)
+        best: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return best
 
     @property
     def ids(self) -> NDArray[np.int64]:
