@@ -23,6 +23,7 @@ VERBS = {
     "pack": "Make a package of a model without a store.",
     "check": "Run a package's own sample through a real replica and compare.",
     "predict": "Ask a model once: from the store, a file, or a running server.",
+    "chat": "Talk to a language model in the terminal.",
     "serve": "Serve models over REST, gRPC and OpenAI's API.",
     "bench": "Measure latency, throughput and cost of a model or a server.",
     "bench llm": "Measure a language model: tokens per second, first token, inter-token latency.",
