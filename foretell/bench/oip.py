@@ -36,6 +36,8 @@ def oip_target(
     """
     url = _model_url(url.rstrip("/"))
     signature = read_signature(url)
+    if [spec.name for spec in (*signature.inputs, *signature.outputs)] == ["text_input", "text_output"]:
+        raise ConfigError(f"{url} is a language model, whose answers are streams: measure it by `foretell bench llm`")
     random = np.random.default_rng(0)
     requests = list(inputs) or [make_inputs(signature, rows, random) for _ in range(payloads)]
     count = {signature.check(request) for request in requests}

@@ -24,8 +24,8 @@ def fixed(tokens):
 
 
 def measure(server, plans=(QUICK,), prompts=None, **settings):
-    def made(endpoint):
-        return prompts or MadePrompts(fixed(40), fixed(6), scale=endpoint.scale)
+    def made(scale):
+        return prompts or MadePrompts(fixed(40), fixed(6), scale=scale)
 
     return run_llm("", LlmSettings(**{"url": server.url, **settings}), made, plans, progress=False)
 

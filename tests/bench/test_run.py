@@ -73,6 +73,13 @@ def server():
     found.server_close()
 
 
+def test_a_language_model_is_sent_to_its_own_bench(server, monkeypatch):
+    text = Signature((TensorSpec("text_input", "BYTES", (1,)),), (TensorSpec("text_output", "BYTES", (1,)),))
+    monkeypatch.setitem(globals(), "SIGNATURE", text)
+    with pytest.raises(ConfigError, match="foretell bench llm"):
+        oip_target(server.url)
+
+
 def test_a_server_is_measured_from_its_url_alone(server):
     settings = MeasureSettings(target_s=10.0, server_pid=find_server(server.url))
     result = run_bench(oip_target(server.url, rows=3), QUICK, settings, progress=False)

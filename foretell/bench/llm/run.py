@@ -11,8 +11,8 @@ import msgspec
 import psutil
 
 from foretell.bench.llm.measure import LlmResult, Targets, summarise
-from foretell.bench.llm.openai import Endpoint, OpenAiTarget, connect
-from foretell.bench.llm.prompts import Prompts
+from foretell.bench.llm.openai import OpenAiTarget, connect
+from foretell.bench.llm.prompts import Prompts, Scale
 from foretell.bench.load import LoadPlan, OnProgress, RequestFailed, run_load
 from foretell.bench.measure import PRICE_PER_CORE_HOUR
 from foretell.bench.pace import Pace
@@ -20,7 +20,8 @@ from foretell.bench.processes import ProcessWatch
 from foretell.bench.run import progress_bar, run_async
 from foretell.core.errors import ConfigError
 
-MakePrompts = Callable[[Endpoint], Prompts]
+MakePrompts = Callable[[Scale], Prompts]
+"""Prompts, given how words count as tokens where they are sent."""
 _WARM = 8
 
 
@@ -75,7 +76,7 @@ def run_llm(
 
     async def whole() -> list[LlmResult]:
         endpoint = await connect(settings.url, settings.model, settings.chat, settings.key, settings.more)
-        target = OpenAiTarget(name or endpoint.model, endpoint, make_prompts(endpoint))
+        target = OpenAiTarget(name or endpoint.model, endpoint, make_prompts(endpoint.scale))
         results = []
         try:
             for plan in plans:
