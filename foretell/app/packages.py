@@ -9,6 +9,7 @@ import msgspec
 from foretell.core.errors import PackageError
 from foretell.core.reference import check_name, parse_reference
 from foretell.importers import import_model
+from foretell.importers.draft import LlmChoices
 from foretell.store.package import MANIFEST, Package
 from foretell.store.store import Store
 
@@ -61,7 +62,7 @@ def open_target(target: str, store: Store | None, scratch: Path, trust_code: boo
         return Opened(package.manifest.package.name or _name_of(path), "1", package)
     name = _name_of(path)
     out = Path(tempfile.mkdtemp(dir=scratch)) / name
-    import_model(path, out, trust_code=trust_code)
+    import_model(path, out, trust_code=trust_code, choices=LlmChoices(measure=False))
     return Opened(name, "1", Package.open(out))
 
 

@@ -7,17 +7,20 @@ from typing import Annotated
 import typer
 
 from foretell.app.packages import open_store
-from foretell.cli.console import busy, print_json
+from foretell.cli.console import busy, print_json, working
 from foretell.cli.importing import make_package
-from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl, TrustCode
+from foretell.cli.options import AsJson, BlockSize, DatabaseUrl, Evaluation, Precision, StoreUrl, TrustCode
 from foretell.core.reference import check_name
+from foretell.importers.draft import LlmChoices
 from foretell.store.manifest import Manifest
 from foretell.store.version import VersionInfo
 
 
 def run(
     name: Annotated[str, typer.Argument(help="The name it gets; a known name gets its next version.")],
-    path: Annotated[Path, typer.Argument(help="Model file, folder with one and its companions, or a package.")],
+    path: Annotated[
+        str, typer.Argument(help="Model file, folder with one and its companions, a package, or hf://owner/name.")
+    ],
     alias: Annotated[
         str, typer.Option(metavar="ALIAS", help="Also point this alias at the new version, such as live.")
     ] = "",
@@ -28,6 +31,9 @@ def run(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML with keys of model.toml that win over what is inferred.")
     ] = None,
+    precision: Precision = None,
+    block_size: BlockSize = None,
+    evaluation: Evaluation = None,
     trust_code: TrustCode = False,
     store: StoreUrl = "",
     database: DatabaseUrl = "",
@@ -36,7 +42,8 @@ def run(
     """Register a trained model as the next version of a name.
 
     Takes ONNX, skops, XGBoost and LightGBM files, torch.export programs, and Python files with a predict function.
-    Models that run faster as ONNX are converted, and the conversion is proved on sample rows.
+    Models that run faster as ONNX are converted, and the conversion is proved on sample rows. Language models are
+    GGUF files, Hugging Face folders or names of the hub; what their precision costs is measured as perplexity.
 
     \b
     Examples:
@@ -44,13 +51,15 @@ def run(
       foretell add digits digits.skops --alias live
       foretell add minilm ./minilm/ --config transform.toml     a folder with model.onnx, tokenizer.json
       foretell add scorer score.py --trust-code
+      foretell add smollm2 SmolLM2-135M-Instruct.Q4_1.gguf --precision int4
     """
     check_name(name)
     lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="foretell-") as scratch:
-        with busy(f"importing {path}"):
+        choices = LlmChoices(precision, block_size, evaluation)
+        with working(f"importing {path}") as progress:
             out = Path(scratch, name)
-            manifest = make_package(path, out, trust_code, description, sample, config, lines.append)
+            manifest = make_package(path, out, trust_code, description, sample, config, lines.append, choices, progress)
         with open_store(store, database) as opened, busy("copying into the store"):
             info = opened.add(name, out)
             if alias:

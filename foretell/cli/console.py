@@ -2,11 +2,12 @@
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 
@@ -41,6 +42,22 @@ def busy(doing: str) -> Iterator[None]:
         return
     with console.status(doing):
         yield
+
+
+@contextlib.contextmanager
+def working(doing: str) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on standard error, moved by calls with what is being done and its share from 0 to 1.
+
+    A spinner with `doing` until the first call; nothing where standard error is no terminal.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda doing, share: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(doing, total=None)
+        yield lambda doing, share: bars.update(task, description=doing, total=1.0, completed=share)
 
 
 def human_bytes(size: int) -> str:

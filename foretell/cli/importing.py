@@ -7,22 +7,35 @@ import msgspec
 
 from foretell.core.errors import ConfigError, PackageError
 from foretell.importers import import_model
-from foretell.importers.draft import Report
+from foretell.importers.draft import LlmChoices, Progress, Report
 from foretell.store.manifest import Manifest
 from foretell.store.package import SAMPLE, Package, unzip_package
 from foretell.store.sample import read_sample
 
 
 def make_package(
-    source: Path, out: Path, trust_code: bool, description: str, sample: Path | None, extra: Path | None, report: Report
+    source: Path | str,
+    out: Path,
+    trust_code: bool,
+    description: str,
+    sample: Path | None,
+    extra: Path | None,
+    report: Report,
+    choices: LlmChoices = LlmChoices(),
+    progress: Progress = lambda doing, share: None,
 ) -> Manifest:
-    """Import `source` into `out`. Raises what the importer raises, `PackageError` for a sample that does not fit."""
+    """Import `source` (a path, or hf://owner/name) into `out`.
+
+    Raises what the importer raises, `PackageError` for a sample that does not fit.
+    """
     config = read_extra(extra)
     if description:
         config["description"] = description
-    if source.is_file() and source.suffix == ".zip":
-        source = unzip_package(source, out.with_name(out.name + ".unzipped"))
-    manifest = import_model(source, out, trust_code=trust_code, config=config, report=report)
+    if (path := Path(source)).is_file() and path.suffix == ".zip":
+        source = unzip_package(path, out.with_name(out.name + ".unzipped"))
+    manifest = import_model(
+        source, out, trust_code=trust_code, config=config, choices=choices, report=report, progress=progress
+    )
     if sample is not None:
         try:
             text = sample.read_bytes()

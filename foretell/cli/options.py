@@ -1,5 +1,6 @@
 """Options that several verbs share. Declares flags; reads nothing."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,24 @@ DatabaseUrl = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRECISION", help="Of a language model's linear layers: int4 (the default), int8, fp16 or fp32."
+    ),
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Weights of a language model that share a scale: 16, 32 (the default), 64, 128, 256."
+    ),
+]
+Evaluation = Annotated[
+    Path | None,
+    typer.Option(
+        "--eval", metavar="FILE", help="Text to measure a language model's perplexity on; a bundled one if not given."
+    ),
+]
 TrustCode = Annotated[
     bool,
     typer.Option("--trust-code", help="Allow pickles and Python files: they can do anything that you can."),

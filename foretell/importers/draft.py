@@ -20,6 +20,7 @@ from foretell.store.manifest import (
     CustomStep,
     ImageStep,
     Lineage,
+    LlmOptions,
     Manifest,
     Parity,
     decode_manifest,
@@ -32,6 +33,26 @@ SAMPLE_ROWS = 4
 """Rows of a generated sample: enough to show batching, few enough to read."""
 
 Report = Callable[[str], None]
+Progress = Callable[[str, float], None]
+"""Told what is being done and how much of it, from 0 to 1."""
+
+
+class LlmChoices(msgspec.Struct, frozen=True):
+    """How a language model is made into a package.
+
+    `precision` of its linear layers (None: int4) and `block_size` (None: 32) weights that share a scale.
+    `evaluation`: the text that the loss of precision is measured on (None: a bundled one), unless `measure` is false.
+    """
+
+    precision: str | None = None
+    block_size: int | None = None
+    evaluation: Path | None = None
+    measure: bool = True
+
+    @property
+    def given(self) -> bool:
+        """Whether the user chose anything."""
+        return (self.precision, self.block_size, self.evaluation) != (None, None, None)
 
 
 @dataclass
@@ -45,6 +66,8 @@ class Draft:
     trusted: bool
     config: Mapping[str, Any]
     report: Report
+    choices: LlmChoices = LlmChoices()
+    progress: Progress = lambda doing, share: None
     source: str = ""
     source_sha256: str = ""
     runtime: str = ""
@@ -54,6 +77,7 @@ class Draft:
     after: list[AfterStep] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     runs_code: bool = False
+    llm: LlmOptions | None = None
     parity: Parity | None = None
     converter: str = ""
     sample: Tensors | None = None
@@ -71,6 +95,8 @@ class Draft:
             inferred["transform"] = msgspec.to_builtins({"before": self.before, "after": self.after})
         if self.options:
             inferred["options"] = self.options
+        if self.llm:
+            inferred["llm"] = msgspec.to_builtins(self.llm, str_keys=True)
         if self.parity:
             inferred["parity"] = msgspec.to_builtins(self.parity)
         text = tomli_w.dumps({**inferred, **self.config})

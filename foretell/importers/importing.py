@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import tomli_w
 
-from foretell.core.errors import PackageError, UntrustedCode
-from foretell.importers.draft import Draft, Report, copy_file
+from foretell.core.errors import ConfigError, PackageError, UntrustedCode
+from foretell.importers.draft import Draft, LlmChoices, Progress, Report, copy_file
 from foretell.store.manifest import Manifest, decode_manifest, encode_manifest
 from foretell.store.package import MANIFEST, SAMPLE, SEAL, Package
 
@@ -25,8 +25,21 @@ _MODULES = {
     "lightgbm": "foretell.importers.boosting",
     "torch": "foretell.importers.torch",
     "function": "foretell.importers.function",
+    "gguf": "foretell.importers.gguf",
+    "huggingface": "foretell.importers.huggingface",
+    "genai": "foretell.importers.genai",
 }
 """Format → the module whose `import_file(path, draft, kind)` reads it."""
+
+_EXTRAS = {
+    "skops": "sklearn",
+    "xgboost": "boosting",
+    "lightgbm": "boosting",
+    "gguf": "llm",
+    "huggingface": "llm",
+    "genai": "llm",
+}
+HUB = "hf://"
 
 _EXTENSIONS = {
     ".onnx": "onnx",
@@ -34,6 +47,7 @@ _EXTENSIONS = {
     ".ubj": "xgboost",
     ".pt2": "torch",
     ".py": "function",
+    ".gguf": "gguf",
     ".pkl": "pickle",
     ".pickle": "pickle",
     ".joblib": "pickle",
@@ -44,12 +58,13 @@ PICKLE_ADVICE = (
     " model.save_model('model.json') for XGBoost, booster.save_model('model.txt') for LightGBM, or ONNX"
 )
 _STATE_DICTS = (".pt", ".pth", ".bin", ".safetensors")
-_COMPANIONS = ("tokenizer.json", "labels.json", "transform.py", SAMPLE)
+_COMPANIONS = ("tokenizer.json", "chat_template.jinja", "labels.json", "transform.py", SAMPLE)
 
 SUPPORTED = (
     "an .onnx file, a .skops file, an XGBoost model (.json, .ubj), a LightGBM model (.txt), a torch.export program"
-    " (.pt2), a Python file with a predict function (.py), a fitted model in a pickle (with --trust-code), or a folder"
-    " with one of them"
+    " (.pt2), a Python file with a predict function (.py), a fitted model in a pickle (with --trust-code), a folder"
+    " with one of them, or a language model: a .gguf file, a Hugging Face folder (config.json, tokenizer.json and"
+    " safetensors), hf://owner/name, or a folder that onnxruntime-genai's builder made"
 )
 
 
@@ -59,19 +74,25 @@ def import_model(
     *,
     trust_code: bool = False,
     config: Mapping[str, Any] | None = None,
+    choices: LlmChoices = LlmChoices(),
     report: Report = lambda line: None,
+    progress: Progress = lambda doing, share: None,
 ) -> Manifest:
     """Make a package of `source` in the folder `out` (created; must be empty).
 
-    source: a file, a folder, or a fitted scikit-learn, XGBoost or LightGBM object. config: keys of model.toml that
-    win over what is inferred. Progress goes line by line to `report`. Raises `PackageError` with what is supported,
-    `UntrustedCode` when reading `source` would run its code and `trust_code` is false.
+    source: a file, a folder, hf://owner/name, or a fitted scikit-learn, XGBoost or LightGBM object. config: keys of
+    model.toml that win over what is inferred. `choices` are of language models. What was done goes line by line to
+    `report`. Raises `PackageError` with what is supported, `UntrustedCode` when reading `source` would run its code
+    and `trust_code` is false.
     """
     out.mkdir(parents=True, exist_ok=True)
-    draft = Draft(out, trust_code, dict(config or {}), report)
+    draft = Draft(out, trust_code, dict(config or {}), report, choices, progress)
     if not isinstance(source, (Path, str)):
         _import_object(source, draft)
         return draft.finish()
+    if str(source).startswith(HUB):
+        draft.source = str(source)
+        source = _importer("huggingface").download(str(source).removeprefix(HUB), draft)
     path = Path(source)
     if not path.exists():
         raise PackageError(f"{path}: no such file or folder; name {SUPPORTED}")
@@ -98,6 +119,10 @@ def _import_folder(folder: Path, draft: Draft) -> Manifest:
             (draft.folder / SEAL).unlink(missing_ok=True)
         return manifest
     draft.config = {**given, **draft.config}
+    if kind := _language_model(folder):
+        draft.source = draft.source or folder.resolve().name
+        _importer(kind).import_file(folder, draft, kind)
+        return draft.finish()
     models = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_model(path)]
     if len(models) != 1:
         found = ", ".join(path.name for path in models) or "none"
@@ -110,6 +135,14 @@ def _import_folder(folder: Path, draft: Draft) -> Manifest:
         copy_file(data, draft.folder)
     _import_file(models[0], draft)
     return draft.finish()
+
+
+def _language_model(folder: Path) -> str | None:
+    if (folder / "genai_config.json").is_file():
+        return "genai"
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) and not any(folder.glob("*.onnx")):
+        return "huggingface"
+    return None
 
 
 def _is_model(path: Path) -> bool:
@@ -130,6 +163,8 @@ def _import_file(path: Path, draft: Draft) -> None:
         if path.suffix in _STATE_DICTS:
             advice = " It looks like bare weights, which have no graph: export the model with torch.export or to ONNX."
         raise PackageError(f"{path}: not a model foretell can read.{advice} Name {SUPPORTED}")
+    if draft.choices.given and kind != "gguf":
+        raise ConfigError(f"{path.name} is no language model: --precision, --block-size and --eval are for these alone")
     _importer(kind).import_file(path, draft, kind)
 
 
@@ -169,7 +204,7 @@ def _importer(kind: str) -> Any:
     try:
         return importlib.import_module(_MODULES[kind])
     except ModuleNotFoundError as error:
-        extra = {"skops": "sklearn", "xgboost": "boosting", "lightgbm": "boosting", "torch": "torch"}.get(kind, kind)
+        extra = _EXTRAS.get(kind, kind)
         raise PackageError(
             f"importing this model needs the Python package {error.name}; pip install 'foretell[{extra}]'"
         ) from None

@@ -47,8 +47,8 @@ _INSIDE_BY_TYPE = {
     "phi3": {"ffn_up": "mlp.gate_up_proj"},
 }
 
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What all Llama 3.x models have beside `factor`: GGUF files hold only the frequencies that came of it."""
+_LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_ORIGINAL = 1.0, 4.0, 8192
+"""What all Llama 3.x models have beside the factor: GGUF files hold only the frequencies that came of it."""
 
 
 class GgufModel:
@@ -148,9 +148,10 @@ class GgufModel:
         """What the model's makers recommend, where the file says it."""
         names = {"temperature": "temp", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"}
         given = {ours: f"general.sampling.{theirs}" for ours, theirs in names.items()}
-        floats = {ours: _shortest(self._get(name)) for ours, name in given.items() if name in self._metadata}
-        top_k = self._get("general.sampling.top_k")
-        return Sampling(**floats, top_k=int(top_k) if top_k is not None else None)
+        values: dict[str, Any] = {o: _shortest(self._get(name)) for o, name in given.items() if name in self._metadata}
+        if (top_k := self._get("general.sampling.top_k")) is not None:
+            values["top_k"] = int(top_k)
+        return Sampling(**values)
 
     def _gemma(self, hidden: int, heads: int, head_dim: int, layers: int) -> dict[str, Any]:
         # The files don't say how queries are scaled; of the published models only the 27B's differs.
@@ -189,20 +190,25 @@ class GgufModel:
 
     def _llama3(self, divisors: NDArray[np.float32]) -> dict[str, Any]:
         """The parameters that give these divisors of the rotary frequencies. Raises `PackageError` for others."""
-        scaling = {"rope_type": "llama3", "factor": _shortest(divisors.max()), **_LLAMA3}
+        factor = _shortest(divisors.max())
         base = self._float("rope.freq_base", 10000.0)
         frequencies = base ** -(np.arange(len(divisors)) / len(divisors))
         # Llama 3.1: long waves are divided by factor, short ones kept, those between blended by their length.
-        turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)
-        low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
-        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+        turns = _LLAMA3_ORIGINAL * frequencies / (2 * np.pi)
+        smooth = np.clip((turns - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW), 0.0, 1.0)
+        expected = 1 / ((1 - smooth) / factor + smooth)
         if not np.allclose(expected, divisors, rtol=1e-3):
             raise PackageError(
                 f"{self._where}: its rotary frequencies are scaled in a way that is none of Llama 3's; import the"
                 " model's Hugging Face folder, whose config.json says how"
             )
-        return scaling
+        return {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": _LLAMA3_LOW,
+            "high_freq_factor": _LLAMA3_HIGH,
+            "original_max_position_embeddings": _LLAMA3_ORIGINAL,
+        }
 
     def _floats(self, tensor: ReaderTensor) -> NDArray[np.float32]:
         kind = GGMLQuantizationType(tensor.tensor_type)

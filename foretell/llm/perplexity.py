@@ -72,6 +72,8 @@ def _scores(session: Session, tokens: Sequence[int]) -> NDArray[np.float32]:
 
 def _losses(scores: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """-log of the softmax at the targets."""
+    scores = scores.astype(np.float32, copy=False)
     largest = scores.max(axis=-1)
-    total = np.log(np.exp(scores.astype(np.float32) - largest[:, None]).sum(axis=-1, dtype=np.float64))
-    return largest + total - scores[np.arange(len(targets)), targets]
+    total: NDArray[np.float64] = np.log(np.exp(scores - largest[:, None]).sum(axis=-1, dtype=np.float64))
+    losses: NDArray[np.float64] = total + largest - scores[np.arange(len(targets)), targets]
+    return losses

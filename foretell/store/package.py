@@ -40,8 +40,8 @@ def _sha256(path: Path) -> str:
 
 
 def manifest_hash(manifest: Manifest) -> str:
-    """sha256 of the canonical JSON of model.toml without its [package] table: names don't change contents."""
-    document = {key: value for key, value in manifest_document(manifest).items() if key != "package"}
+    """sha256 of the canonical JSON of model.toml without [package] and [lineage]: contents have no name and no past."""
+    document = {key: value for key, value in manifest_document(manifest).items() if key not in ("package", "lineage")}
     return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
 
