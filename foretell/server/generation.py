@@ -26,6 +26,7 @@ from foretell.core.generation import (
 )
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Length = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -64,7 +65,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     smaller numbers run earlier. user: keeps a caller on one version.
     """
 
-    max_tokens: Count | None = None
+    max_tokens: Length | None = None
     min_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None

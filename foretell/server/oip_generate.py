@@ -78,8 +78,6 @@ def _known(fields: dict[str, Any], place: str) -> dict[str, Any]:
 
 def request_of(document: GenerateDocument, protocol: str) -> GenerateRequest:
     """The generation that a document asks for."""
-    if document.max_tokens == 0:
-        raise InvalidInput("max_tokens is 0, which leaves no room for an answer; give 1 or more (at $.max_tokens)")
     return GenerateRequest(
         document.text_input,
         sampling_of(document),

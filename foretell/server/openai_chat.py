@@ -12,8 +12,8 @@ from foretell.core.reference import parse_reference
 from foretell.server.door import Inference
 from foretell.server.generation import (
     Choice,
-    Count,
     GenerationFields,
+    Length,
     Totals,
     collect,
     grammar_of,
@@ -68,7 +68,7 @@ class ChatDocument(GenerationFields, kw_only=True):
 
     model: str
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Length | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -157,9 +157,6 @@ class ChatCompletions:
 
 def _request(document: ChatDocument, name: str) -> GenerateRequest:
     limit = document.max_tokens if document.max_completion_tokens is None else document.max_completion_tokens
-    if limit == 0:
-        place = "max_tokens" if document.max_completion_tokens is None else "max_completion_tokens"
-        raise InvalidInput(f"{place} is 0, which leaves no room for an answer; give 1 or more (at $.{place})")
     if document.top_logprobs is not None and not document.logprobs:
         raise InvalidInput('top_logprobs needs "logprobs": true (at $.top_logprobs)')
     if document.functions:

@@ -1,6 +1,5 @@
 """OpenAI's text completions: /v1/completions, one prompt or several, whole or as a stream of chunks."""
 
-import math
 from typing import Annotated
 
 import msgspec
@@ -44,7 +43,7 @@ _DEFAULT_TOKENS = 16
 
 class CompletionDocument(GenerationFields, kw_only=True):
     """prompt: a text, token ids, or a list of either; every prompt is answered by n choices. max_tokens is 16 unless
-    given; 0 only with echo, for the logprobs of the prompt itself. logprobs: how many runners-up to tell a token.
+    given. logprobs: how many runners-up to tell a token.
     """
 
     model: str
@@ -59,11 +58,11 @@ class CompletionDocument(GenerationFields, kw_only=True):
 
 
 class CompletionLogprobs(msgspec.Struct):
-    """One entry a token. The first token of an echoed prompt has no probability: null."""
+    """One entry a token. `text_offset`: where in the choice's text each begins, in characters."""
 
     tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
     text_offset: list[int]
 
 
@@ -116,8 +115,6 @@ def _requests(document: CompletionDocument, name: str) -> list[GenerateRequest]:
     if document.best_of is not None and document.best_of > (document.n or 1):
         raise InvalidInput("best_of is not served; ask for n choices and choose among them (at $.best_of)")
     limit = _DEFAULT_TOKENS if document.max_tokens is None else document.max_tokens
-    if limit == 0 and not document.echo:
-        raise InvalidInput("max_tokens is 0, which leaves no room for an answer; give 1 or more (at $.max_tokens)")
     prompts = _prompts(document)
     return [
         GenerateRequest(
@@ -217,11 +214,10 @@ def legacy_logprobs(told: list[TokenLogprob], offset: int) -> CompletionLogprobs
     """
     logprobs = CompletionLogprobs([], [], [], [])
     for each in told:
-        known = not math.isnan(each.logprob)
         logprobs.tokens.append(each.text)
-        logprobs.token_logprobs.append(finite(each.logprob) if known else None)
+        logprobs.token_logprobs.append(finite(each.logprob))
         top = {text: finite(value) for _, text, value in reversed(each.top)}
-        logprobs.top_logprobs.append({**top, each.text: finite(each.logprob)} if known else None)
+        logprobs.top_logprobs.append({**top, each.text: finite(each.logprob)})
         logprobs.text_offset.append(offset)
         offset += len(each.text)
     return logprobs
