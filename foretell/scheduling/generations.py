@@ -18,6 +18,12 @@ from foretell.scheduling.admission import admit
 TYPICAL_TOKENS = 256
 """What a choice without `max_tokens` is expected to say, when replicas are compared."""
 
+MAX_STRIKES = 3
+"""A request that has not begun to speak survives fewer deaths of its replica than this; on trial, none."""
+
+TRIAL_S = 5.0
+"""A suspect that has done no harm for so long only waits its turn; the next one is tried beside it."""
+
 _BYTES_PER_TOKEN = 4
 _FORGET = 0.2
 
@@ -45,13 +51,13 @@ class StreamLane(Protocol):
 class Stream:
     """An admitted generation. `cost_s` is its share of the replicas' busy time, known when it has ended.
 
-    `spoke`: something of the answer is out, so it cannot begin anew elsewhere. `suspect`: a replica died that held
-    it unbegun; suspects are tried one at a time, so that the one that kills replicas is found.
+    `spoke`: something of the answer is out, so it cannot begin anew elsewhere. `strikes`: how many replicas died that
+    held it before it spoke; such suspects are tried one at a time, so that the one that kills replicas is found.
     """
 
     __slots__ = (
         "arrived", "cost_s", "lane", "left", "listener", "number", "over", "prompt_tokens", "request", "said", "spoke",
-        "started", "suspect", "tokens",
+        "started", "strikes", "tokens",
     )  # fmt: skip
 
     def __init__(self, number: int, request: GenerateRequest, listener: Listener, arrived: float) -> None:
@@ -66,7 +72,8 @@ class Stream:
         self.tokens = 0
         self.prompt_tokens = _estimate(request)
         self.cost_s = 0.0
-        self.spoke = self.suspect = self.over = False
+        self.strikes = 0
+        self.spoke = self.over = False
 
     @property
     def rows(self) -> int:
@@ -103,7 +110,8 @@ class Generations:
         self._streams: dict[int, Stream] = {}
         self._waiting: deque[Stream] = deque()
         self._suspects: deque[Stream] = deque()
-        self._probe: Stream | None = None
+        self._trial: Stream | None = None
+        self._tried_at = 0.0
         self._stopped = False
         self._turn_s = 0.0
         self._turned_at = 0.0
@@ -146,6 +154,8 @@ class Generations:
     def stepped(self, seconds: float) -> None:
         """A replica ran a step. Heard before the step's events."""
         self._unpaid_s += seconds
+        if self._trial is not None and self._clock() - self._tried_at > TRIAL_S:
+            self._acquit(self._trial)
 
     def heard(self, stream: Stream, event: Event | ForetellError) -> None:
         """Something came of a generation that a replica holds."""
@@ -159,6 +169,7 @@ class Generations:
             self._begun(stream, event)
             if first:
                 stream.listener.hear(event)
+            self._acquit(stream)
             return
         if isinstance(event, Piece):
             stream.said += len(event.tokens)
@@ -169,23 +180,20 @@ class Generations:
             stream.left -= 1
             if not stream.left:
                 self._end(stream, None)
-        if stream is self._probe:
-            self._cleared(stream)
 
     def lost(self, lane: StreamLane, reason: str) -> None:
-        """A replica died. What had spoken ends here; the rest is tried once more (if the model is idempotent)."""
+        """A replica died. What had spoken ends here; the rest is tried again (if the model is idempotent)."""
         for stream in list(lane.streams.values()):
+            stream.strikes += 1
             if stream.spoke:
                 self._end(stream, ReplicaCrashed(f"{reason} in the middle of this answer"))
-            elif stream.suspect or not self._idempotent:
-                times = 2 if stream.suspect else 1
-                self._end(stream, ReplicaCrashed(f"{reason} while it held this request ({times} times)"))
+            elif stream is self._trial or stream.strikes == MAX_STRIKES or not self._idempotent:
+                self._end(stream, ReplicaCrashed(f"{reason} while it held this request ({stream.strikes} times)"))
             elif self._stopped and self.unavailable is not None:
                 self._end(stream, self.unavailable)
             else:
                 del lane.streams[stream.number]
                 stream.lane = None
-                stream.suspect = True
                 self._suspects.append(stream)
         self._pump()
 
@@ -221,10 +229,10 @@ class Generations:
     def _pump(self) -> None:
         while self._lanes and self._waiting:
             self._send(self._waiting.popleft())
-        while self._lanes and self._suspects and self._probe is None:
+        while self._lanes and self._suspects and self._trial is None:
             stream = self._suspects.popleft()
             if not stream.over:
-                self._probe = stream
+                self._trial, self._tried_at = stream, self._clock()
             self._send(stream)
 
     def _send(self, stream: Stream) -> None:
@@ -254,10 +262,10 @@ class Generations:
         stream.tokens += tokens
         self._unpaid_tokens += tokens
 
-    def _cleared(self, stream: Stream) -> None:
-        """The generation on trial has spoken or ended without harm."""
-        if stream is self._probe:
-            self._probe = None
+    def _acquit(self, stream: Stream) -> None:
+        """If it is the one on trial: it did no harm, the next one is tried."""
+        if stream is self._trial:
+            self._trial = None
             self._pump()
 
     def _end(self, stream: Stream, error: ForetellError | None) -> None:
@@ -276,7 +284,7 @@ class Generations:
             self._unpaid_s -= stream.cost_s
             self._unpaid_tokens -= stream.tokens
         stream.listener.end(error)
-        self._cleared(stream)
+        self._acquit(stream)
 
 
 def _load(lane: StreamLane) -> int:
