@@ -82,6 +82,7 @@ class Service:
                 deployment.pool.states(),
                 [(batch.rows, batch.count) for batch in deployment.snapshot().batches],
                 deployment.pool.total_replica_seconds() * deployment.dollars_per_second,
+                deployment.load(),
             )
             for deployment in self.plane.deployments
         ]

@@ -9,28 +9,20 @@ from operator import attrgetter
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from foretell.core.generation import Load
 from foretell.core.observation import Observation
-
-SECONDS = (
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-    60.0,
-)  # fmt: skip
-"""Upper bounds of the latency buckets, in seconds, inclusive."""
-ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
-"""Upper bounds of the batch-size buckets, in rows, inclusive."""
+from foretell.telemetry import tokens
+from foretell.telemetry.histogram import ROWS, Histogram
 
 OTHER = "_other"
 """The model label of observations beyond `max_series`: names come from clients, so labels are bounded."""
 
-_LABELS = ("model", "version")
-_SECONDS = np.array(SECONDS)
-_ROWS = np.array(ROWS)
+_LABELS = tokens.LABELS
 _key = attrgetter("model", "version")
 _fields = attrgetter("outcome", "total_s", "queue_s", "compute_s", "rows", "batch_rows", "cached", "cost_dollars")
 
@@ -40,7 +32,8 @@ class LiveVersion(msgspec.Struct, frozen=True):
 
     `batches`: (rows of the batch, how many such batches ran) since the version was loaded. A batch holds several
     requests, so it is counted where it is cut and not by observations. `provisioned_dollars`: price × replica
-    time since the version was loaded, idle time included. `replicas`: state → number.
+    time since the version was loaded, idle time included. `replicas`: state → number. `load`: what the replicas of a
+    model that generates hold, None of any other.
     """
 
     model: str
@@ -49,6 +42,7 @@ class LiveVersion(msgspec.Struct, frozen=True):
     replicas: Mapping[str, int] = {}
     batches: Sequence[tuple[int, int]] = ()
     provisioned_dollars: float = 0.0
+    load: Load | None = None
 
 
 class Metrics(Collector):
@@ -105,7 +99,9 @@ class Metrics(Collector):
         live = list(self._live())
         with self._lock:
             yield from _observed(self._series)
+            yield from tokens.observed({k: s.tokens for k, s in self._series.items() if s.tokens is not None})
         yield from _living(live, self._series)
+        yield from tokens.living({(v.model, v.version): v.load for v in live if v.load is not None})
         lost = CounterMetricFamily(
             "foretell_observations_dropped", "Observations lost, by where they were lost.", labels=["where"]
         )
@@ -122,28 +118,15 @@ class Metrics(Collector):
         return series
 
 
-class _Histogram:
-    """Counts by bucket (the last is +Inf) and the sum of what was counted."""
-
-    def __init__(self, bounds: NDArray[np.float64]) -> None:
-        self._bounds = bounds
-        self.counts = np.zeros(len(bounds) + 1, dtype=np.int64)
-        self.sum = 0.0
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        places = np.searchsorted(self._bounds, values)
-        self.counts += np.bincount(places, minlength=len(self.counts))
-        self.sum += float(values.sum())
-
-
 class _Series:
     """The totals of one (model, version)."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = {}
-        self.request = _Histogram(_SECONDS)
-        self.queue = _Histogram(_SECONDS)
-        self.compute = _Histogram(_SECONDS)
+        self.request = Histogram()
+        self.queue = Histogram()
+        self.compute = Histogram()
+        self.tokens: tokens.TokenSeries | None = None
         self.inferences = 0
         self.cache_hits = 0
         self.busy_dollars = 0.0
@@ -174,6 +157,10 @@ class _Series:
         else:
             self.queue.add(np.array(queue)[ran])
             self.compute.add(np.array(compute)[ran])
+        generated = [o.tokens for o in observations if o.tokens is not None]
+        if generated:
+            self.tokens = self.tokens or tokens.TokenSeries()
+            self.tokens.fold(generated, sum(dollars))
 
 
 def _observed(all_series: Mapping[tuple[str, str], _Series]) -> list[Metric]:
@@ -201,7 +188,7 @@ def _observed(all_series: Mapping[tuple[str, str], _Series]) -> list[Metric]:
         for outcome, count in series.outcomes.items():
             requests.add_metric([*key, outcome], count)
         for family, histogram in ((request, series.request), (queue, series.queue), (compute, series.compute)):
-            family.add_metric(key, _cumulative(_SECONDS, histogram.counts), histogram.sum)
+            family.add_metric(key, histogram.buckets(), histogram.sum)
         inferences.add_metric(key, series.inferences)
         hits.add_metric(key, series.cache_hits)
     return [requests, request, queue, compute, inferences, hits]
@@ -220,19 +207,11 @@ def _living(live: Sequence[LiveVersion], all_series: Mapping[tuple[str, str], _S
         cost.add_metric([*key, "busy"], series.busy_dollars)
     for version in live:
         key = (version.model, version.version)
-        counts = np.zeros(len(ROWS) + 1, dtype=np.int64)
-        for rows, count in version.batches:
-            counts[np.searchsorted(_ROWS, rows)] += count
-        total = float(sum(rows * count for rows, count in version.batches))
-        batches.add_metric(key, _cumulative(_ROWS, counts), total)
+        sizes = Histogram(ROWS)
+        sizes.add([rows for rows, _ in version.batches], np.array([count for _, count in version.batches], np.int64))
+        batches.add_metric(key, sizes.buckets(), sizes.sum)
         queue.add_metric(key, version.queue_rows)
         for state, number in version.replicas.items():
             replicas.add_metric([*key, state], number)
         cost.add_metric([*key, "provisioned"], version.provisioned_dollars)
     return [batches, queue, replicas, cost]
-
-
-def _cumulative(bounds: NDArray[np.float64], counts: NDArray[np.int64]) -> list[tuple[str, float]]:
-    """Prometheus buckets: for each upper bound, how many were at or below it."""
-    names = [*(f"{bound:g}" for bound in bounds), "+Inf"]
-    return [(name, float(count)) for name, count in zip(names, np.cumsum(counts), strict=True)]

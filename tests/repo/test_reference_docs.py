@@ -17,8 +17,8 @@ from foretell.app.config import (
     StoreSettings,
 )
 from foretell.core.errors import ForetellError
-from foretell.core.generation import Sampling
-from foretell.core.observation import Observation
+from foretell.core.generation import Load, Sampling
+from foretell.core.observation import Observation, TokenUse
 from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSettings
 from foretell.core.tensor import TensorSpec
 from foretell.server.grpc import GrpcSettings
@@ -87,8 +87,9 @@ def test_the_page_lists_every_environment_variable():
 
 
 def test_the_page_lists_every_metric_with_its_kind_and_labels():
-    metrics = Metrics(lambda: [LiveVersion("m", "1", replicas={"ready": 1}, batches=[(1, 1)])], lambda: {"sink": 0})
-    metrics.consume([Observation("m", "1", "done", 0.0, 0.1, 0.1, 0.1, 1, 1, False, "rest", "")])
+    live = LiveVersion("m", "1", replicas={"ready": 1}, batches=[(1, 1)], load=Load())
+    metrics = Metrics(lambda: [live], lambda: {"sink": 0})
+    metrics.consume([Observation("m", "1", "done", 0.0, 0.1, 0.1, 0.1, 1, 1, False, "rest", "", tokens=TokenUse(1))])
     real = {}
     for family in metrics.collect():
         name = family.name + ("_total" if family.type == "counter" else "")

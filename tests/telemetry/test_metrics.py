@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from foretell.telemetry.metrics import OTHER, ROWS, SECONDS, LiveVersion, Metrics
+from foretell.core.generation import Load
+from foretell.core.observation import TokenUse
+from foretell.telemetry.histogram import ROWS, SECONDS
+from foretell.telemetry.metrics import OTHER, LiveVersion, Metrics
 from foretell.telemetry.sink import Sink
 from tests.telemetry.observations import observation
 
@@ -141,3 +144,39 @@ def test_two_instances_do_not_notice_each_other():
     one, other = Metrics(), Metrics()
     one.consume([observation()])
     assert not any(name == "foretell_requests_total" for name, _ in samples(other))
+
+
+def test_a_generation_counts_tokens_and_the_time_between_them():
+    metrics = Metrics(lambda: [LiveVersion("digits", "3", load=Load(3, 4, 50, 100, 20, 7, 9, 1.5))])
+    gaps = np.array([0.01, 0.02, 0.4], np.float32).tobytes()
+    metrics.consume(
+        [
+            observation(tokens=TokenUse(100, 60, 20, 8, 6, 0.2, gaps), cost_dollars=0.003),
+            observation(tokens=TokenUse(10, 0, 0), outcome="cancelled", cost_dollars=0.0),
+            observation(),
+        ]
+    )
+    found = samples(metrics)
+    for kind, count in {"prompt": 110, "cached": 60, "completion": 20}.items():
+        assert value(found, "foretell_tokens_total", kind=kind) == count
+    assert value(found, "foretell_draft_tokens_total", outcome="accepted") == 6
+    assert value(found, "foretell_draft_tokens_total", outcome="rejected") == 2
+    check_histogram(found, "foretell_time_to_first_token_seconds", ("digits", "3"), [0.2])
+    check_histogram(found, "foretell_inter_token_seconds", ("digits", "3"), np.frombuffer(gaps, np.float32).tolist())
+    assert value(found, "foretell_sequences", state="running") == 3
+    assert value(found, "foretell_kv_cache_tokens", state="capacity") == 100
+    assert value(found, "foretell_prefix_lookup_tokens_total", outcome="miss") == 9
+    assert value(found, "foretell_speculation_saved_seconds_total") == 1.5
+
+
+def test_a_thousand_tokens_cost_what_their_generations_cost_and_nothing_else():
+    metrics = Metrics()
+    use = TokenUse(prompt_tokens=100, cached_tokens=60, completion_tokens=20)
+    metrics.consume([observation(tokens=use, cost_dollars=0.003)])
+    assert math.isclose(value(samples(metrics), "foretell_dollars_per_1000_tokens"), 0.05)
+
+
+def test_a_model_that_predicts_has_no_metrics_of_tokens():
+    metrics = Metrics(lambda: [LiveVersion("digits", "3")])
+    metrics.consume([observation()])
+    assert not any("token" in name or "sequences" in name for name, _ in samples(metrics))
