@@ -1,33 +1,28 @@
 """From scores to tokens: temperature, top-k, top-p, min-p, penalties, bias, masks, seeds, logprobs.
 
-Owns how one token of each row is chosen; knows no text, no engine, no device. The usual rows never touch the whole
-vocabulary: greedy ones need the best id, and most sampled ones are decided by the k best logits that every executor
-returns, since the log-sum of all logits says how much probability is left outside.
+Owns how one token of each row is chosen; knows no text, no engine, no device. Greedy rows need the best id only, rows
+with a small top-k the best logits only, which executors have at hand; all others take passes over the vocabulary, of
+which exp is the dearest.
 
 Order of the steps, as in vLLM: bias, penalties, mask, temperature, min-p, top-k, top-p.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foretell.core.generation import Sampling
-from foretell.llm.executors.base import Scores
+from foretell.llm.executors.base import Scores, largest
 
 _GREEDY_BELOW = 1e-5
 """Temperatures below it are greedy: their distribution is one in float32 anyway."""
 _DRAWS = 64
 """Random numbers made at a time; a multiple of the four that one Philox counter gives."""
-_NOTHING = 1e-9
-"""A share of probability that is no share: below what float32 logits can say."""
-_FEW = 4096
-"""Rows whose mask allows at most so many tokens are chosen among these alone."""
 
 _SUMMED = 256
 """Weights whose sum is made at once."""
-_NO_IDS: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 class Mask(Protocol):
@@ -104,7 +99,7 @@ class Sampler:
     ) -> None:
         self.temperature = 1.0 if params.temperature is None else params.temperature
         self.greedy = self.temperature < _GREEDY_BELOW
-        self.top_p = 1.0 if params.top_p is None else max(params.top_p, _NOTHING)
+        self.top_p = 1.0 if params.top_p is None else params.top_p
         self.top_k = max(params.top_k or 0, 0)
         self.min_p = params.min_p or 0.0
         self.constraint = constraint
@@ -123,8 +118,7 @@ class Sampler:
         repeats = self._repetition != 1.0
         penalised = repeats or self._presence != 0.0 or self._frequency != 0.0
         self._seen = _Seen(prompt if repeats else ()) if penalised else None
-        self._plain = self._seen is None and not params.logit_bias
-        """No bias and no penalty: only a mask may change what the model says."""
+        self._unedited = self._seen is None and not params.logit_bias
 
     def accept(self, token: int) -> None:
         """`token` is the next one of the sequence."""
@@ -135,9 +129,14 @@ class Sampler:
             self.constraint.advance(token)
 
     @property
+    def plain(self) -> bool:
+        """No bias, no penalty and no ban touches the scores of the next position; a mask may."""
+        return self._unedited and self.count >= self._banned_until
+
+    @property
     def untouched(self) -> bool:
         """The next token follows the model's own scores."""
-        return self.constraint is None and self.only_masked()
+        return self.constraint is None and self.plain
 
     def draw(self) -> float:
         """The uniform random number in [0, 1) of the next position."""
@@ -147,14 +146,6 @@ class Sampler:
             self._draws = np.random.Generator(bits).random(_DRAWS).tolist()
             self._block = block
         return self._draws[at]
-
-    def allowed(self) -> NDArray[np.uint32] | None:
-        """The constraint's mask of the next position; None when every token is allowed."""
-        return None if self.constraint is None else self.constraint.mask()
-
-    def only_masked(self) -> bool:
-        """Nothing but the mask changes the scores of the next position."""
-        return self._plain and self.count >= self._banned_until
 
     def edited(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy of the row `logits` [vocab] with bias, penalties and bans."""
@@ -174,116 +165,89 @@ class Sampler:
 def sample(scores: Scores, rows: Sequence[tuple[int, Sampler]]) -> list[Sampled]:
     """One token for each (row of `scores`, sampler), each row by its own rules; samplers are not advanced."""
     best = scores.best.tolist()
-    tokens = [0] * len(rows)
-    drawn: list[int] = []
-    for at, (row, sampler) in enumerate(rows):
-        if not sampler.untouched:
-            tokens[at] = _from_edited(scores, row, sampler)
-        elif sampler.greedy:
-            tokens[at] = best[row]
-        else:
-            drawn.append(at)
-    if drawn:
-        for at, token in zip(drawn, _from_head(scores, [rows[at] for at in drawn]), strict=True):
-            tokens[at] = token if token >= 0 else _from_row(scores, *rows[at])
-    return [
-        Sampled(token, 0.0, []) if sampler.logprobs < 0 else _with_logprobs(scores, row, token, sampler.logprobs)
-        for token, (row, sampler) in zip(tokens, rows, strict=True)
-    ]
+    result = []
+    for row, sampler in rows:
+        token = best[row] if sampler.greedy and sampler.untouched else _token(scores, row, sampler)
+        result.append(
+            Sampled(token, 0.0, []) if sampler.logprobs < 0 else _with_logprobs(scores, row, token, sampler.logprobs)
+        )
+    return result
 
 
-def _from_head(scores: Scores, rows: Sequence[tuple[int, Sampler]]) -> list[int]:
-    """The tokens of rows that the k best logits decide; -1 for rows that need all logits.
-
-    Rows are ordered by rank, so that a draw below the head's share of probability never leaves it.
-    """
-    at = [row for row, _ in rows]
-    samplers = [sampler for _, sampler in rows]
-    parameters = np.array([(s.temperature, s.top_p, s.min_p, s.top_k, s.draw()) for s in samplers]).T[:, :, None]
-    temperature, top_p, min_p, top_k, draw = parameters
-    values = scores.values[at].astype(np.float64)
-    logs = values - values[:, :1]
-    width = logs.shape[1]
-    weights = np.exp(logs / temperature)
-
-    # What is outside of the head: known at temperature 1, and below it at most the same times the decay of the
-    # head's last weight, as exp(x / t) = exp(x) * exp(x * (1/t - 1)) and x is at most that of the last.
-    rest = np.exp(scores.log_total[at].astype(np.float64) - values[:, 0])[:, None] - np.exp(logs).sum(1, keepdims=True)
-    rest = np.maximum(rest, 0.0)
-    bound = rest * np.exp(logs[:, -1:] * np.maximum(1.0 / temperature - 1.0, 0.0))
-    closed = ((top_k > 0) & (top_k <= width)) | (weights[:, -1:] < min_p) | (width == scores.logits.shape[1])
-    closed |= (temperature <= 1.0) & (bound <= _NOTHING)
-    known = closed | ((temperature == 1.0) & (min_p == 0.0) & (top_k == 0.0))
-    rest = np.where(closed, 0.0, rest)
-
-    weights *= (weights >= min_p) & ((top_k == 0.0) | (np.arange(width) < top_k))
-    sums = np.cumsum(weights, axis=1)
-    total = sums[:, -1:] + rest
-    limit = top_p * total
-    nucleus = (sums - weights < limit) | (top_p >= 1.0)
-    total = np.where(top_p < 1.0, np.max(sums * nucleus, axis=1, keepdims=True), total)
-    target = draw * total
-    decided = known & np.where(top_p < 1.0, closed | (sums[:, -1:] >= limit), closed | (target < sums[:, -1:]))
-    rank = np.minimum((sums <= target).sum(1), (nucleus & (weights > 0)).sum(1) - 1)
-    tokens: list[int] = np.where(decided[:, 0], scores.ids[at, rank], -1).tolist()
-    return tokens
-
-
-def _from_row(scores: Scores, row: int, sampler: Sampler) -> int:
-    """The token of an untouched row that its head does not decide."""
-    return _choose(scores.logits[row], sampler, scores.ids[row])
-
-
-def _from_edited(scores: Scores, row: int, sampler: Sampler) -> int:
-    """The token of a row whose scores a bias, a penalty, a ban or a mask changes."""
-    mask = sampler.allowed()
-    best = int(scores.best[row])
-    if sampler.only_masked():
-        if mask is None or (sampler.greedy and mask[best >> 5] >> (best & 31) & 1):
-            return best if sampler.greedy else _undecided(scores, row, sampler)
+def _token(scores: Scores, row: int, sampler: Sampler) -> int:
+    mask = None if sampler.constraint is None else sampler.constraint.mask()
+    if not sampler.plain:
+        logits = sampler.edited(scores.logits[row])
+    elif mask is None:
+        if 0 < sampler.top_k <= scores.heads and not sampler.greedy:
+            values = scores.values[row, : sampler.top_k].astype(np.float64)
+            return int(scores.ids[row, _rank(np.exp((values - values[0]) / sampler.temperature), sampler)])
         logits = scores.logits[row]
     else:
-        logits = sampler.edited(scores.logits[row])
-    if mask is None:
-        return _choose(logits, sampler)
+        best = int(scores.best[row])
+        if sampler.greedy and mask[best >> 5] >> (best & 31) & 1:
+            return best
+        logits = scores.logits[row]
+    return _choose(logits, sampler) if mask is None else _choose_allowed(logits, mask, sampler, scores.logits[row])
+
+
+def _choose_allowed(
+    logits: NDArray[np.float32], mask: NDArray[np.uint32], sampler: Sampler, raw: NDArray[np.float32]
+) -> int:
+    """The token among those of the mask. A ban may leave none of them; then the mask wins over it and all else, as
+    text must match its grammar, and the model's own scores `raw` decide."""
     bits = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little").view(np.bool_)
     allowed = np.flatnonzero(bits)
-    if len(allowed) <= _FEW:
-        some = logits[allowed]
-        # A ban may leave nothing of what the mask allows; then the mask wins, as text must match its grammar.
-        return int(allowed[_choose(some if some.max() > -np.inf else scores.logits[row][allowed], sampler)])
-    return _choose(np.where(bits, logits, np.float32(-np.inf)), sampler)
+    some = logits[allowed]
+    return int(allowed[_choose(some if some.max() > -np.inf else raw[allowed], sampler)])
 
 
-def _undecided(scores: Scores, row: int, sampler: Sampler) -> int:
-    """As an untouched row: the constraint allows every token."""
-    token = _from_head(scores, [(row, sampler)])[0]
-    return token if token >= 0 else _from_row(scores, row, sampler)
-
-
-def _choose(logits: NDArray[np.float32], sampler: Sampler, head: NDArray[np.int64] = _NO_IDS) -> int:
-    """An index into `logits` (float32 [n], any n): the best, or by the sampler's draw.
-
-    Without top-k and top-p the order of the draw is `head`, then the others: the one that `_from_head` began.
-    """
+def _choose(logits: NDArray[np.float32], sampler: Sampler) -> int:
+    """An index into `logits` (float32 [n], any n): the best, or by the sampler's draw."""
     if sampler.greedy:
         return int(logits.argmax())
+    if 0 < sampler.top_k < len(logits):
+        ids = largest(logits, sampler.top_k)
+        values = logits[ids].astype(np.float64)
+        return int(ids[_rank(np.exp((values - values[0]) / sampler.temperature), sampler)])
     weights = logits - logits.max()
     weights *= np.float32(1.0 / sampler.temperature)
     np.exp(weights, out=weights)
+    if sampler.top_p < 1.0:
+        return _choose_nucleus(weights, sampler)
     if sampler.min_p > 0.0:
         weights[weights < sampler.min_p] = 0.0
-    if 0 < sampler.top_k < len(weights) or sampler.top_p < 1.0:
-        return _choose_truncated(weights, sampler)
-    first = np.cumsum(weights[head], dtype=np.float64)
-    weights[head] = 0.0
     # Sums of blocks, then the place within one: quicker than cumulating everything.
     blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _SUMMED)), dtype=np.float64)
-    before = first[-1] if len(head) else 0.0
-    target = sampler.draw() * (before + blocks[-1])
-    if target < before:
-        return int(head[np.searchsorted(first, target, side="right")])
-    return _index_in(weights, blocks, target - before)
+    return _index_in(weights, blocks, sampler.draw() * blocks[-1])
+
+
+def _choose_nucleus(weights: NDArray[np.float32], sampler: Sampler) -> int:
+    """As `_choose`, for top-p over unnormalised probabilities.
+
+    Sorts values only, and only those that can be in the nucleus: all below the floor together hold less than
+    1 - top_p. The id is looked up at the end; equal ones rank by smaller id.
+    """
+    if sampler.min_p > 0.0:
+        weights[weights < sampler.min_p] = 0.0
+    total = float(weights.sum())
+    floor = np.float32((1.0 - sampler.top_p) * total / len(weights) * 0.999)
+    ranked = np.sort(weights.compress(weights >= floor))[::-1]
+    rank = _rank(ranked, sampler, total)
+    value = ranked[rank]
+    first = int(np.searchsorted(-ranked, -value))
+    return int(np.flatnonzero(weights == value)[rank - first])
+
+
+def _rank(weights: NDArray[Any], sampler: Sampler, total: float = 0.0) -> int:
+    """Which of the best, whose unnormalised probabilities [n] come best first, is drawn. `total`: theirs and that of
+    the others, which top-p may leave out; 0.0: there are no others."""
+    if sampler.min_p > 0.0 and not total:
+        weights = weights[weights >= sampler.min_p]
+    sums = np.cumsum(weights, dtype=np.float64)
+    if sampler.top_p < 1.0:
+        sums = sums[: int(np.searchsorted(sums, sampler.top_p * (total or sums[-1]))) + 1]
+    return min(int(np.searchsorted(sums, sampler.draw() * sums[-1], side="right")), len(sums) - 1)
 
 
 def _index_in(weights: NDArray[np.float32], blocks: NDArray[np.float64], target: float) -> int:
@@ -298,37 +262,8 @@ def _index_in(weights: NDArray[np.float32], blocks: NDArray[np.float64], target:
     return int(np.flatnonzero(weights[: min(index, len(weights))])[-1])
 
 
-def _choose_truncated(weights: NDArray[np.float32], sampler: Sampler) -> int:
-    """As `_choose`, for top-k and top-p over unnormalised probabilities. Equal ones rank by smaller id.
-
-    Sorts values only, and only those that can be in the nucleus; the id is looked up at the end.
-    """
-    if 0 < sampler.top_k < len(weights):
-        some = np.partition(weights, -sampler.top_k)[-sampler.top_k :]
-        total = float(some.sum(dtype=np.float64))
-    else:
-        total = float(weights.sum(dtype=np.float64))
-        # All below this together hold less than 1 - top_p, so the nucleus is above it.
-        floor = (1.0 - sampler.top_p) * total / len(weights) * 0.999
-        some = weights[weights >= np.float32(floor)]
-    some = np.sort(some)[::-1]
-    sums = np.cumsum(some, dtype=np.float64)
-    if sampler.top_p < 1.0:
-        sums = sums[: np.searchsorted(sums, sampler.top_p * total) + 1]
-    rank = min(int(np.searchsorted(sums, sampler.draw() * sums[-1], side="right")), len(sums) - 1)
-    while some[rank] == 0.0:  # top-k may reach where min-p or rounding left nothing
-        rank -= 1
-    equals = rank - int(np.searchsorted(-some, -some[rank]))
-    return int(np.flatnonzero(weights == some[rank])[equals])
-
-
 def _with_logprobs(scores: Scores, row: int, token: int, count: int) -> Sampled:
-    total = float(scores.log_total[row])
-    width = scores.ids.shape[1]
-    if count <= width:
-        ids, values = scores.ids[row, :count], scores.values[row, :count]
-    else:
-        ids = np.argsort(-scores.logits[row], kind="stable")[:count]
-        values = scores.logits[row][ids]
-    top = list(zip(ids.tolist(), (values - total).tolist(), strict=True))
-    return Sampled(token, float(scores.logits[row, token]) - total, top)
+    logits, total = scores.logits[row], scores.log_total(row)
+    ids = scores.ids[row, :count] if count <= scores.heads else largest(logits, count)
+    top = list(zip(ids.tolist(), (logits[ids] - total).tolist(), strict=True))
+    return Sampled(token, float(logits[token]) - total, top)

@@ -30,7 +30,7 @@ class Scores:
 
     def __init__(self, logits: NDArray[np.float32], heads: int = 64) -> None:
         self.logits = logits
-        self._heads = min(heads, logits.shape[1])
+        self.heads = min(heads, logits.shape[1])
 
     @cached_property
     def best(self) -> NDArray[np.int64]:
@@ -48,23 +48,18 @@ class Scores:
         """float32 [m, k]: the k largest logits, best first."""
         return self._largest[1]
 
-    @cached_property
-    def log_total(self) -> NDArray[np.float32]:
-        """float32 [m]: the log of the sum of exp(logits)."""
-        totals = np.empty(len(self.logits), np.float32)
-        scratch = np.empty(self.logits.shape[1], np.float32)  # row by row, because a row fits the processor's cache
-        for row, logits in enumerate(self.logits):
-            top = logits.max()
-            np.exp(np.subtract(logits, top, out=scratch), out=scratch)
-            totals[row] = top + np.log(scratch.sum())
-        return totals
+    def log_total(self, row: int) -> float:
+        """The log of the sum of exp(logits) of one row."""
+        logits = self.logits[row]
+        top = logits.max()
+        return float(top + np.log(np.exp(logits - top).sum()))
 
     @cached_property
     def _largest(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        ids = np.empty((len(self.logits), self._heads), np.int64)
+        ids = np.empty((len(self.logits), self.heads), np.int64)
         values = np.empty(ids.shape, np.float32)
         for row, logits in enumerate(self.logits):
-            ids[row] = largest(logits, self._heads)
+            ids[row] = largest(logits, self.heads)
             values[row] = logits[ids[row]]
         return ids, values
 
