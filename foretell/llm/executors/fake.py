@@ -65,8 +65,6 @@ class FakeExecutor:
         return self._shape
 
     def run(self, works: Sequence[Work]) -> Scores:
-        if self._spend is not None:
-            self._spend(works)
         self.runs += 1
         assert works, "a run without works"
         assert len({work.slot for work in works}) == len(works), "a slot has two works in one run"
@@ -80,6 +78,8 @@ class FakeExecutor:
             assert len(held) <= self._shape.context, f"slot {work.slot} is beyond its context"
             rows += [self.logits(held[: len(held) - back]) for back in range(work.outputs - 1, -1, -1)]
         self._check_compact()
+        if self._spend is not None:
+            self._spend(works)
         return Scores(np.array(rows, np.float32).reshape(len(rows), self._shape.vocab), self._heads)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Keys and values of all slots: reserved virtually, committed by the system on first touch. Knows no sequences."""
 
 import mmap
+import sys
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ class KvMemory:
         shape = (arrays, slots, heads, context, width)
         size = int(np.prod(shape, dtype=np.int64)) * self._dtype.itemsize
         try:
-            self._map = mmap.mmap(-1, size)
+            self._map = _reserve(size)
         except (OSError, OverflowError, ValueError) as error:
             raise ConfigError(
                 f"{slots} slots of {context} tokens need {size / 1e9:.1f} GB of address space, which the system"
@@ -67,6 +68,14 @@ class KvMemory:
             self._map.close()
         except BufferError:
             pass  # freed with the last view
+
+
+def _reserve(size: int) -> mmap.mmap:
+    """An anonymous private mapping (shared ones do not give pages back), reserved beyond what the machine has."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    lazy = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | lazy)
 
 
 def _advise(memory: mmap.mmap, advice: str, *where: int) -> None:
