@@ -69,7 +69,7 @@ class Intake:
             if tools:
                 grammar = calls_grammar(chat, functions, grammar)
             if not self._template.knows_tools:
-                chat = described(chat)
+                chat = described(msgspec.structs.replace(chat, messages=self._template.plain_messages(chat.messages)))
         prompt = self._prompt_ids(request.prompt if chat is None else chat)
         max_tokens = _room(len(prompt), request.stops, self._limits.context)
         if grammar is not None:

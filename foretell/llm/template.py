@@ -5,7 +5,7 @@ importer of jinja2; knows no tokens.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,11 +66,8 @@ class ChatTemplate:
                 "this model has no chat template, so it takes no messages; send a prompt to /v1/completions, or add"
                 f" the model again with a {TEMPLATE} beside it"
             )
-        if not chat.messages:
-            raise InvalidInput("messages is empty; send at least one message (at $.messages)")
-        messages = [self._message(message, index) for index, message in enumerate(chat.messages)]
         variables = {
-            "messages": messages,
+            "messages": self.plain_messages(chat.messages),
             "tools": chat.tools if chat.tools and chat.tool_choice != "none" else None,
             "documents": None,
             "bos_token": self._bos,
@@ -86,6 +83,15 @@ class ChatTemplate:
             raise InvalidInput(
                 f"the model's chat template fails on this conversation: {type(error).__name__}: {error}"
             ) from None
+
+    def plain_messages(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages with contents that are text, arguments that are objects, and roles that templates know.
+
+        Raises `InvalidInput` with the place of what is none of these. Does nothing to its own results.
+        """
+        if not messages:
+            raise InvalidInput("messages is empty; send at least one message (at $.messages)")
+        return [self._message(message, index) for index, message in enumerate(messages)]
 
     def _message(self, message: dict[str, Any], index: int) -> dict[str, Any]:
         place = f"(at $.messages[{index}]"

@@ -17,6 +17,7 @@ from foretell.core.generation import Chat, Grammar
 from foretell.llm.grammar import SPACES
 
 BEGIN, END = "<tool_call>", "</tool_call>"
+_RESULT, _RESULT_END = "<tool_response>", "</tool_response>"
 _MOST_CALLS = 16
 """Calls in one answer, so that a weak model that was told to call does not do so until its context is full."""
 _NAMED = "name:"
@@ -87,17 +88,24 @@ def calls_grammar(chat: Chat, functions: Sequence[dict[str, Any]], answer: Gramm
 
 
 def described(chat: Chat) -> Chat:
-    """The chat for a template that does not know this format: tools, calls and their results written out as text."""
+    """The chat for a template that does not know this format: tools, calls and their results written out as text.
+
+    Its messages are those of `ChatTemplate.plain_messages`.
+    """
     messages: list[dict[str, Any]] = []
     for message in chat.messages:
-        if message.get("role") == "tool":
-            _add_result(messages, message)
+        if message["role"] == "tool":
+            _add_result(messages, message["content"])
         elif message.get("tool_calls"):
             messages.append(_with_calls_written(message))
         else:
             messages.append(message)
     if chat.tools and chat.tool_choice != "none":
-        _add_description(messages, _description(chat))
+        text = _description(chat)
+        if messages[0]["role"] in ("system", "developer"):
+            messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}
+        else:
+            messages.insert(0, {"role": "system", "content": text})
     return msgspec.structs.replace(chat, messages=messages, tools=[])
 
 
@@ -110,6 +118,8 @@ class ToolParser:
     def __init__(self) -> None:
         self.calls = 0
         self._held = ""
+        self._gap = ""
+        """The white space before the call that is being read."""
         self._inside = False
 
     def push(self, text: str) -> tuple[str, list[Call]]:
@@ -123,6 +133,7 @@ class ToolParser:
                     shown.append(self._release())
                     break
                 shown.append(before.rstrip())
+                self._gap = before[len(shown[-1]) :]
                 self._inside, self._held = True, after
             found = _first_call(self._held)
             if found is None:
@@ -138,7 +149,7 @@ class ToolParser:
         held, self._held = self._held, ""
         if self._inside:
             self._inside = False
-            return BEGIN + held
+            return self._gap + BEGIN + held
         return held.rstrip() if self.calls else held
 
     def _release(self) -> str:
@@ -201,46 +212,21 @@ def _read(answer: Grammar) -> Any:
         raise InvalidInput(f"the JSON schema is no JSON: {error}") from None
 
 
-def _add_result(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
-    """A function's result, as the user's turn: templates that know no tools know no such role."""
-    text = message.get("content")
-    if isinstance(text, list):
-        text = "\n".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-    response = f"<tool_response>\n{text or ''}\n</tool_response>"
-    if messages and messages[-1].get("role") == "user":
-        last = messages[-1].get("content")
-        if isinstance(last, str) and last.startswith("<tool_response>"):
-            messages[-1] = {"role": "user", "content": f"{last}\n{response}"}
-            return
-    messages.append({"role": "user", "content": response})
+def _add_result(messages: list[dict[str, Any]], result: str) -> None:
+    """A function's result, as the user's turn: templates that know no tools know no such role. Results in a row are
+    one turn, as many templates want turns to alternate."""
+    text = f"{_RESULT}\n{result}\n{_RESULT_END}"
+    if messages and messages[-1]["role"] == "user" and messages[-1]["content"].startswith(_RESULT):
+        text = f"{messages.pop()['content']}\n{text}"
+    messages.append({"role": "user", "content": text})
 
 
 def _with_calls_written(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its calls in its text; as it came if they are malformed, for the template's checks to say."""
-    blocks = []
-    try:
-        for call in message["tool_calls"]:
-            arguments = call["function"].get("arguments") or {}
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            written = {"name": call["function"]["name"], "arguments": arguments}
-            blocks.append(f"{BEGIN}\n{json.dumps(written, ensure_ascii=False)}\n{END}")
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return message
-    content = message.get("content")
-    plain = {key: value for key, value in message.items() if key != "tool_calls"}
-    if isinstance(content, list):
-        return {**plain, "content": [*content, *({"type": "text", "text": block} for block in blocks)]}
-    return {**plain, "content": "\n".join([content, *blocks] if content else blocks)}
-
-
-def _add_description(messages: list[dict[str, Any]], text: str) -> None:
-    first = messages[0] if messages else {}
-    if first.get("role") not in ("system", "developer"):
-        messages.insert(0, {"role": "system", "content": text})
-    elif isinstance(first.get("content"), list):
-        messages[0] = {**first, "content": [*first["content"], {"type": "text", "text": text}]}
-    else:
-        messages[0] = {**first, "content": f"{first.get('content') or ''}\n\n{text}".lstrip()}
+    blocks = [message["content"]] if message["content"] else []
+    for call in message["tool_calls"]:
+        written = {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+        blocks.append(f"{BEGIN}\n{json.dumps(written, ensure_ascii=False)}\n{END}")
+    return {"role": "assistant", "content": "\n".join(blocks)}
 
 
 def _description(chat: Chat) -> str:
