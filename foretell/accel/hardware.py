@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import psutil
+
 
 def usable_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use, at least 1: its CPU affinity, and the quota of its container if it has one.
@@ -15,3 +17,13 @@ def usable_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
     except (OSError, ValueError):
         return usable
     return usable if quota == "max" else max(1, min(usable, int(quota) // int(period)))
+
+
+def usable_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may still take: what is available, and what its container's limit leaves."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((groups / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        return available
+    return max(0, min(available, limit - used))
