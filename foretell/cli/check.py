@@ -13,6 +13,7 @@ import typer
 from foretell.accel.hardware import usable_cores
 from foretell.app.model import Model
 from foretell.app.packages import Opened, open_store, open_target
+from foretell.cli import check_generation
 from foretell.cli.console import busy, print_json
 from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl, TrustCode
 from foretell.core.errors import ModelFailed, PackageError
@@ -51,8 +52,8 @@ def run(
 ) -> None:
     """Run a package's own sample through the whole pipe, and compare with a run in this process.
 
-    Verifies the digest, starts a real replica, sends the sample, compares every output. Exit code 1 and the reason
-    when anything is wrong.
+    Verifies the digest, starts a real replica, sends the sample, compares every output. A language model continues
+    a short text instead. Exit code 1 and the reason when anything is wrong.
 
     \b
     Examples:
@@ -62,10 +63,17 @@ def run(
     with open_store(store, database) as opened_store, tempfile.TemporaryDirectory(prefix="foretell-") as scratch:
         with busy(f"checking {target}"):
             opened = open_target(target, opened_store, Path(scratch), trust_code)
-            findings = examine(opened, trust_code)
+            generates = opened.package.manifest.runtime == "llm"
+            findings = check_generation.examine(opened, _spec(opened)) if generates else examine(opened, trust_code)
     if as_json:
         print_json(findings)
-        return
+    elif isinstance(findings, check_generation.GenerationFindings):
+        check_generation.show(findings)
+    else:
+        _show(findings)
+
+
+def _show(findings: Findings) -> None:
     print(f"{findings.model} is sound ({findings.digest[:12]})")
     print(f"  sample   {findings.rows} rows; replica {findings.replica_ms:.2f} ms, direct {findings.direct_ms:.2f} ms")
     print(
@@ -81,23 +89,11 @@ def examine(opened: Opened, trust_code: bool) -> Findings:
     sample = opened.package.sample()
     if sample is None:
         raise PackageError(f"{opened.name} has no sample.json to check with; give one: foretell add --sample FILE")
-    manifest = opened.package.manifest
-    rows = manifest.signature.check(sample)
-    replicas = fit(msgspec.structs.replace(manifest.replicas, count=1), usable_cores())
-    with Model(opened, trust_code, replicas) as model:
+    rows = opened.package.manifest.signature.check(sample)
+    spec = _spec(opened, trust_code)
+    with Model(opened, trust_code, spec.replicas) as model:
         direct = model.predict(sample)
         direct_ms = _median_ms(lambda: model.predict(sample))
-    spec = DeploymentSpec(
-        name=opened.name,
-        version=opened.version,
-        package=str(opened.package.path),
-        manifest=manifest,
-        batching=manifest.batching,
-        cache=manifest.cache,
-        replicas=replicas,
-        cores=usable_cores(),
-        trust_code=trust_code,
-    )
     answered, times, start_s = asyncio.run(_through_the_pipe(spec, sample, rows))
     return Findings(
         f"{opened.name}@{opened.version}",
@@ -108,6 +104,22 @@ def examine(opened: Opened, trust_code: bool) -> Findings:
         start_s,
         compare(direct, answered),
         encode_columns({name: array[:1] if array.ndim else array for name, array in answered.items()}),
+    )
+
+
+def _spec(opened: Opened, trust_code: bool = False) -> DeploymentSpec:
+    """One replica, as the package says."""
+    manifest = opened.package.manifest
+    return DeploymentSpec(
+        name=opened.name,
+        version=opened.version,
+        package=str(opened.package.path),
+        manifest=manifest,
+        batching=manifest.batching,
+        cache=manifest.cache,
+        replicas=fit(msgspec.structs.replace(manifest.replicas, count=1), usable_cores()),
+        cores=usable_cores(),
+        trust_code=trust_code,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from foretell.app.columns import to_tensors
-from foretell.app.model import load
+from foretell.app.model import Model, load
 from foretell.app.packages import open_store
 from foretell.cli.console import busy, print_json, print_table
 from foretell.cli.inputs import Given, read_columns
@@ -19,6 +19,8 @@ from foretell.cli.remote import RemoteModel
 from foretell.core.tensor import Tensor, Tensors
 from foretell.store.sample import encode_columns
 
+TOKENS = 128
+"""As far as a language model continues a text here; `foretell chat` and the server let it go on."""
 _SHOWN = 6
 
 
@@ -44,11 +46,12 @@ def run(
     store: StoreUrl = "",
     database: DatabaseUrl = "",
 ) -> None:
-    """Ask a model once, in this process or on a running server.
+    """Ask a model once, in this process or on a running server. A language model continues each text.
 
     \b
     Examples:
       foretell predict minilm "a cat sat" "a dog ran"
+      foretell predict smollm2 "Once upon a time"
       foretell predict lite0 --image cat.png
       foretell predict digits --csv rows.csv --output csv > answers.csv
       foretell predict ./model.onnx --json '{"x": [[1, 2, 3]]}'
@@ -64,7 +67,7 @@ def run(
     try:
         inputs = to_tensors(read_columns(given, model.signature), model.signature)
         began = time.perf_counter()
-        outputs = model.predict(inputs)
+        outputs = _continued(model, inputs) if isinstance(model, Model) and model.generates else model.predict(inputs)
         took_ms = (time.perf_counter() - began) * 1e3
     finally:
         model.close()
@@ -75,6 +78,13 @@ def run(
     else:
         _print_table(outputs)
         typer.secho(f"{model.name}@{model.version}: {took_ms:.1f} ms", dim=True, err=True)
+
+
+def _continued(model: Model, inputs: Tensors) -> Tensors:
+    """What a language model says to a text, at most `TOKENS` tokens of it."""
+    (text,) = inputs.values()
+    said = [model.generate(row.decode("utf-8", "replace"), max_tokens=TOKENS).encode() for row in text.ravel()]
+    return {model.signature.outputs[0].name: np.array(said, dtype=object)}
 
 
 def _print_table(outputs: Tensors) -> None:

@@ -1,6 +1,7 @@
 """The record of one finished request: what metrics, the access log, drift and rollouts all read."""
 
 import msgspec
+import numpy as np
 
 from foretell.core.tensor import Tensors
 
@@ -20,6 +21,16 @@ class TokenUse(msgspec.Struct, array_like=True, gc=False):
     accepted_tokens: int = 0
     first_token_s: float = 0.0
     gaps: bytes = b""
+
+    @property
+    def mean_gap_s(self) -> float:
+        """The mean of `gaps`, 0 without any."""
+        return float(np.frombuffer(self.gaps, np.float32).mean()) if self.gaps else 0.0
+
+    @property
+    def longest_gap_s(self) -> float:
+        """The longest of `gaps`, 0 without any."""
+        return float(np.frombuffer(self.gaps, np.float32).max()) if self.gaps else 0.0
 
 
 class Observation(msgspec.Struct, array_like=True, gc=False):

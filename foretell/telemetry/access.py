@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from foretell.core.errors import ConfigError
-from foretell.core.observation import Observation
+from foretell.core.observation import Observation, TokenUse
 
 _fields = attrgetter(
     "protocol",
@@ -30,7 +30,9 @@ _fields = attrgetter(
 
 
 class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
-    """One line. `ts` is when the request arrived, UTC, ISO 8601 with milliseconds."""
+    """One line. `ts` is when the request arrived, UTC, ISO 8601 with milliseconds. Tokens, the time to the first one
+    and the mean time between pieces are there for generations.
+    """
 
     ts: str
     protocol: str
@@ -43,6 +45,11 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     queue_ms: float
     compute_ms: float
     error: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_ms: float = 0.0
+    inter_token_ms: float = 0.0
 
 
 class AccessLog:
@@ -98,4 +105,15 @@ def _lines(batch: Sequence[Observation]) -> list[AccessLine]:
     stamps = (np.array(at) * 1e3).astype("datetime64[ms]")
     ts = np.datetime_as_string(stamps, timezone="UTC").tolist()
     total, queue, compute = np.round(np.array(seconds) * 1e3, 3).tolist()
-    return list(map(AccessLine, ts, protocol, model, version, ids, outcome, rows, total, queue, compute, error))
+    lines = list(map(AccessLine, ts, protocol, model, version, ids, outcome, rows, total, queue, compute, error))
+    for line, observation in zip(lines, batch, strict=True):
+        if observation.tokens is not None:
+            _add_tokens(line, observation.tokens)
+    return lines
+
+
+def _add_tokens(line: AccessLine, use: TokenUse) -> None:
+    line.prompt_tokens, line.cached_tokens = use.prompt_tokens, use.cached_tokens
+    line.completion_tokens = use.completion_tokens
+    line.first_token_ms = round(use.first_token_s * 1e3, 3)
+    line.inter_token_ms = round(use.mean_gap_s * 1e3, 3)

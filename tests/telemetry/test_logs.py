@@ -6,9 +6,11 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from foretell.core.errors import ConfigError
+from foretell.core.observation import TokenUse
 from foretell.telemetry.access import AccessLog, open_access_log
 from foretell.telemetry.log import setup_logging
 from foretell.telemetry.metrics import Metrics
@@ -36,6 +38,17 @@ def test_each_request_is_one_json_line():
         "outcome": "done", "rows": 2, "total_ms": 3.1, "queue_ms": 1.0, "compute_ms": 2.0,
     }  # fmt: skip
     assert (second["id"], second["outcome"], second["error"]) == ('"quoted"\n', "failed", "boom")
+
+
+def test_the_line_of_a_generation_tells_its_tokens():
+    out = io.BytesIO()
+    use = TokenUse(100, 60, 20, first_token_s=0.2, gaps=np.array([0.01, 0.03], np.float32).tobytes())
+    AccessLog(out).consume([observation(tokens=use), observation()])
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert {key: first[key] for key in first.keys() - second.keys()} == {
+        "prompt_tokens": 100, "cached_tokens": 60, "completion_tokens": 20, "first_token_ms": 200.0,
+        "inter_token_ms": 20.0,
+    }  # fmt: skip
 
 
 def test_the_access_log_appends_to_its_file(tmp_path):
