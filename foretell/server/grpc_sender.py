@@ -15,6 +15,8 @@ _ENDING = http2.END_HEADERS | http2.END_STREAM
 _HEADERS_LENGTH = len(HEADERS)
 _TRAILERS_LENGTH = len(TRAILERS)
 _LARGEST_FRAME = 2**20
+_JOIN_UP_TO = 4 * 2**10
+"""Messages up to this size go out in one frame with their prefix; copying a larger one would cost more."""
 
 
 class GrpcSender:
@@ -118,9 +120,11 @@ class GrpcSender:
     def _enqueue(self, call: Call, body: bytes) -> None:
         if call.outbox is None:
             call.outbox = deque()
-        call.outbox.append(len(body).to_bytes(5))
-        if body:
-            call.outbox.append(memoryview(body))
+        prefix = len(body).to_bytes(5)
+        if len(body) <= _JOIN_UP_TO:
+            call.outbox.append(prefix + body)
+        else:
+            call.outbox += (prefix, memoryview(body))
 
     def _flush(self, call: Call) -> bool:
         """Send what the windows allow. True if all of the call's outbox (and its trailers) went out."""
