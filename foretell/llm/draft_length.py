@@ -52,7 +52,7 @@ class DraftLength:
     TRIAL_EVERY = 32
     """Steps between trials of drafts, and between plain steps for comparison while all steps have drafts."""
     TRIAL_LENGTH = 4
-    MEMORY, GRADE_MEMORY = 0.8, 0.98
+    WEIGHT, MEMORY, GRADE_MEMORY = 3.0, 4.0, 200.0
     PRIORS = (0.4, 0.5, 0.7, 0.8)
     """How often guesses of a grade are right before any was checked."""
     PRIOR_WEIGHT = 2.0
@@ -121,8 +121,8 @@ class DraftLength:
 
     def _learn_acceptance(self, draft: Verified) -> None:
         own = draft.sequence.acceptance.setdefault(draft.grade, Acceptance())
-        own.learn(draft.drafted, draft.accepted, self.MEMORY)
-        self._grades[draft.grade].learn(draft.drafted, draft.accepted, self.GRADE_MEMORY)
+        own.learn(draft.drafted, draft.accepted, self.WEIGHT, self.MEMORY)
+        self._grades[draft.grade].learn(draft.drafted, draft.accepted, self.WEIGHT, self.GRADE_MEMORY)
 
     def _chance(self, sequence: Sequence, grade: int) -> float:
         elsewhere = self._grades[grade]

@@ -274,7 +274,7 @@ class Engine:
         for turn in turns:
             sequence, work, chosen = turn.sequence, turn.work, turn.chosen
             if turn.error is not None:
-                self._leave(sequence)
+                self._leave(sequence, keep=False)
             elif not chosen:
                 sequence.computed = work.past + len(work.tokens)
                 continue
@@ -299,18 +299,20 @@ class Engine:
         )
         return Emitted(sequence, [], None, error)
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence, keep: bool = True) -> None:
+        """It is over. What it computed is kept for others, unless the model has just failed at it."""
         sequence.ended = True
         self._drafter.forget(sequence)
         departure = self._scheduler.remove(sequence)
         if departure is not None:
-            self._clear(departure)
+            self._clear(departure, keep)
             now = self._clock()
             self._finish_gap_s += 0.1 * (now - self._last_finish - self._finish_gap_s)
             self._last_finish = now
 
-    def _clear(self, departure: Departure) -> None:
-        self._save(*departure)
+    def _clear(self, departure: Departure, keep: bool = True) -> None:
+        if keep:
+            self._save(*departure)
         self._executor.release(departure.slot)
 
     def _save(self, sequence: Sequence, slot: int, length: int) -> None:

@@ -10,7 +10,7 @@ Reason = Literal["stop", "length"]
 
 
 class Acceptance:
-    """How often a guessed token was right when those before it were: sums that forget."""
+    """How often a guessed token was right when those before it were: `right` of the last `tried` ones."""
 
     __slots__ = ("right", "tried")
 
@@ -18,10 +18,19 @@ class Acceptance:
         self.right = right
         self.tried = tried
 
-    def learn(self, drafted: int, accepted: int, memory: float) -> None:
-        """Of `drafted` guesses the first `accepted` were right, and the next one, if any, was not."""
-        self.right = self.right * memory + accepted
-        self.tried = self.tried * memory + min(accepted + 1, drafted)
+    def learn(self, drafted: int, accepted: int, weight: float, memory: float) -> None:
+        """Of `drafted` guesses the first `accepted` were right, and the next one, if any, was not.
+
+        A draft counts as `weight` guesses at most, and `memory` of them are remembered: right guesses come in runs,
+        and the end of a run is one wrong guess, which many right ones must not drown.
+        """
+        tried = min(accepted + 1, drafted)
+        share = min(weight / tried, 1.0)
+        self.right += accepted * share
+        self.tried += tried * share
+        if self.tried > memory:
+            self.right *= memory / self.tried
+            self.tried = memory
 
 
 class Sequence:

@@ -90,13 +90,14 @@ def prompt_of(length: int, salt: int = 0) -> list[int]:
 class Seer:
     """Guesses what the fake model will say, rightly with probability `sure` at each token."""
 
-    def __init__(self, executor: FakeExecutor, sure: float = 0.7, seed: int = 0) -> None:
+    def __init__(self, executor: FakeExecutor, sure: float = 0.7, vocab: int = VOCAB) -> None:
         self._executor = executor
         self._sure = sure
-        self._random = np.random.default_rng(seed)
+        self._vocab = vocab
+        self._random = np.random.default_rng(0)
 
     def offer(self, sequence: Sequence) -> Offer:
-        return Offer(len(sequence.tokens) % 4, 16)
+        return Offer(3, 16)
 
     def propose(self, asked: Items[tuple[Sequence, int]]) -> list[list[int]]:
         return [self._guess(list(sequence.tokens), count) for sequence, count in asked]
@@ -108,7 +109,7 @@ class Seer:
         length = len(tokens)
         for _ in range(count):
             right = int(self._executor.logits(tokens).argmax())
-            tokens.append(right if self._random.random() < self._sure else int(self._random.integers(VOCAB)))
+            tokens.append(right if self._random.random() < self._sure else int(self._random.integers(self._vocab)))
         return tokens[length:]
 
 

@@ -29,7 +29,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     requests=requests,
     slots=st.integers(1, 5),
