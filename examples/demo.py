@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from examples import demo_models
 from foretell.app.columns import to_tensors
 from foretell.app.packages import open_store
+from foretell.cli.chat_server import ChatServer
 from foretell.cli.child import ChildServer
 from foretell.cli.importing import make_package
 from foretell.cli.remote import RemoteModel
@@ -34,6 +35,7 @@ SENTENCES = (
     "the bank raised its rates",
 )
 REPEATS = 5
+QUESTION = "Why is the sky blue? Answer in two sentences."
 
 LITE0_CONFIG = """
 signature.inputs = [{ name = "image", datatype = "BYTES", shape = [-1] }]
@@ -59,6 +61,7 @@ input = "logits"
 MODELS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "digits": (demo_models.digits, "Hand-written digits, trained on the spot with scikit-learn", ""),
     "minilm": (demo_models.minilm, "Sentence embeddings (all-MiniLM-L6-v2, int8)", ""),
+    "smollm2": (demo_models.smollm2, "A small chat model (SmolLM2-135M-Instruct), four-bit weights", ""),
     "lite0": (demo_models.lite0, "ImageNet classes (EfficientNet-Lite0)", LITE0_CONFIG),
 }
 
@@ -105,11 +108,14 @@ def commands(url: str, models: list[str]) -> dict[str, str]:
     )
     question = "minilm 'hello world'" if text else f"digits --json {shlex.quote(str([row]))}"
     target, _, rest = question.partition(" ")
-    return {
+    found = {
         "curl": f"curl -s {url}/v2/models/{target}/infer -d {shlex.quote(body)}",
         "tritonclient": f"{python} -c {shlex.quote(script)}",
         "foretell predict": f"{python} -m foretell predict {url}/{target} {rest}",
     }
+    if "smollm2" in models:
+        found["foretell chat"] = f"{python} -m foretell chat {url} --model smollm2"
+    return found
 
 
 def ask(url: str, models: list[str]) -> Iterator[tuple[str, str, str, float, float]]:
@@ -129,6 +135,18 @@ def ask(url: str, models: list[str]) -> Iterator[tuple[str, str, str, float, flo
         for name, path in sample_images():
             (labels, shares), first, median = timed(url, "lite0", "image", [path.read_bytes()])
             yield "lite0", name, f"{labels[0].decode()} ({shares[0]:.0%})", first, median
+
+
+def stream(url: str) -> None:
+    """Ask the language model and write its answer as it comes."""
+    reply = ChatServer(url, "smollm2").ask(
+        [{"role": "user", "content": QUESTION}], {"temperature": 0, "max_tokens": 80}
+    )
+    print(f'\nsmollm2, asked "{QUESTION}":\n  ', end="")
+    for piece in reply:
+        print(piece.replace("\n", "\n  "), end="", flush=True)
+    reply.close()
+    print(f"\n  ({reply.tokens} tokens, the first after {reply.first_s * 1e3:.0f} ms, {reply.tokens_per_s:.0f}/s)")
 
 
 def timed(url: str, name: str, column: str, rows: object) -> tuple[list[np.ndarray], float, float]:
@@ -170,6 +188,8 @@ def show(server: ChildServer, models: list[str], console: Console) -> None:
     for model, asked, answer, first, median in ask(server.url, models):
         table.add_row(model, asked, answer, f"{first:.1f} ms", f"{median:.1f} ms")
     console.print(table)
+    if "smollm2" in models:
+        stream(server.url)
     console.print("\n[bold]Now you, in another terminal:[/]")
     for command in commands(server.url, models).values():
         print(f"\n  {command}")

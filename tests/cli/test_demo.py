@@ -33,7 +33,7 @@ def test_registering_again_adds_nothing(store, capsys):
     assert "digits@" not in capsys.readouterr().out
 
 
-def test_the_answers_are_right_and_every_command_works_when_pasted(store):
+def test_the_answers_are_right_and_every_command_works_when_pasted(store, capsys):
     home, models = store
     quiet = ["--port", "0", "--grpc-port", "0", "--access-log", "none", "--store", home]
     with ChildServer([*models, *quiet]) as server:
@@ -44,10 +44,17 @@ def test_the_answers_are_right_and_every_command_works_when_pasted(store):
         if "minilm" in models:
             near, far = (float(a.split()[-1]) for asked, a in answers.items() if "~" in asked)
             assert near > 0.5 > far
+        if "smollm2" in models:
+            demo.stream(server.url)
+            assert "the first after" in capsys.readouterr().out
         for tool, command in demo.commands(server.url, models).items():
-            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
+            done = subprocess.run(
+                ["bash", "-c", command], input="What is two plus two?\n", capture_output=True, text=True, cwd=ROOT,
+                check=False,
+            )  # fmt: skip
             assert done.returncode == 0, f"{tool}: {done.stderr}"
-            assert any(word in done.stdout for word in ("outputs", "[0 1 2]", "embedding", "label")), done.stdout
+            known = ("outputs", "[0 1 2]", "embedding", "label", "four", "4")
+            assert any(word in done.stdout for word in known), done.stdout
 
 
 def test_ctrl_c_drains_and_leaves_nothing_running(store):
@@ -82,7 +89,7 @@ def test_an_unknown_demo_model_is_wrong_usage(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         demo.main()
     assert end.value.code == 2
-    assert "no demo model digitz; there are digits, minilm, lite0" in capsys.readouterr().err
+    assert "no demo model digitz; there are digits, minilm, smollm2, lite0" in capsys.readouterr().err
 
 
 def test_show_tells_how_to_send_an_image(store, cli):
