@@ -109,12 +109,12 @@ def markdown(
     return "\n".join(lines)
 
 
-def insert(document: str, section: str) -> str:
+def insert(document: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """`document` with what stands between the markers replaced; markers are appended where there are none."""
-    block = f"{BEGIN}\n{section}\n{END}"
-    if BEGIN in document and END in document:
-        before, rest = document.split(BEGIN, 1)
-        return before + block + rest.split(END, 1)[1]
+    block = f"{begin}\n{section}\n{end}"
+    if begin in document and end in document:
+        before, rest = document.split(begin, 1)
+        return before + block + rest.split(end, 1)[1]
     return f"{document.rstrip()}\n\n{block}\n"
 
 

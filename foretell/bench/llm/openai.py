@@ -47,12 +47,12 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     def request(self, prompt: Prompt) -> bytes:
         """A whole HTTP request. Raises `ConfigError` for messages where texts are to be continued."""
+        content = prompt.content
         body: dict[str, Any] = {"model": self.model, self.length_field: prompt.output, **self.fields}
         if self.chat:
-            text = isinstance(prompt.content, str)
-            body["messages"] = [{"role": "user", "content": prompt.content}] if text else prompt.content
-        elif isinstance(prompt.content, str):
-            body["prompt"] = prompt.content
+            body["messages"] = [{"role": "user", "content": content}] if isinstance(content, str) else content
+        elif isinstance(content, str) or isinstance(content[0], int):
+            body["prompt"] = content
         else:
             raise ConfigError(f"{self.url} continues texts, the prompt is a chat: name {CHAT}, or use --chat")
         return request_bytes(self.url, msgspec.json.encode(body), self.headers)

@@ -30,9 +30,9 @@ WORDS = """
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """One request: a text to continue, or the messages of a chat; at most `output` tokens are wanted."""
+    """One request: a text or token ids to continue, or the messages of a chat; at most `output` tokens are wanted."""
 
-    content: str | list[dict[str, Any]]
+    content: str | list[int] | list[dict[str, Any]]
     output: int
 
 
