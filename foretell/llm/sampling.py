@@ -164,7 +164,7 @@ class Sampler:
 
 def sample(scores: Scores, rows: Sequence[tuple[int, Sampler]]) -> list[Sampled]:
     """One token for each (row of `scores`, sampler), each row by its own rules; samplers are not advanced."""
-    best = scores.best.tolist()
+    best: list[int] = scores.best.tolist() if any(sampler.greedy for _, sampler in rows) else []
     result = []
     for row, sampler in rows:
         token = best[row] if sampler.greedy and sampler.untouched else _token(scores, row, sampler)
@@ -184,10 +184,11 @@ def _token(scores: Scores, row: int, sampler: Sampler) -> int:
             return int(scores.ids[row, _rank(np.exp((values - values[0]) / sampler.temperature), sampler)])
         logits = scores.logits[row]
     else:
-        best = int(scores.best[row])
-        if sampler.greedy and mask[best >> 5] >> (best & 31) & 1:
-            return best
         logits = scores.logits[row]
+        if sampler.greedy:
+            best = int(scores.best[row])
+            if mask[best >> 5] >> (best & 31) & 1:
+                return best
     return _choose(logits, sampler) if mask is None else _choose_allowed(logits, mask, sampler, scores.logits[row])
 
 
@@ -211,7 +212,8 @@ def _choose(logits: NDArray[np.float32], sampler: Sampler) -> int:
         values = logits[ids].astype(np.float64)
         return int(ids[_rank(np.exp((values - values[0]) / sampler.temperature), sampler)])
     weights = logits - logits.max()
-    weights *= np.float32(1.0 / sampler.temperature)
+    if sampler.temperature != 1.0:
+        weights *= np.float32(1.0 / sampler.temperature)
     np.exp(weights, out=weights)
     if sampler.top_p < 1.0:
         return _choose_nucleus(weights, sampler)
