@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import os
 import queue
+import signal
 import threading
 import time
 from importlib.util import find_spec
@@ -272,3 +274,16 @@ def test_grpc_streams_and_chat_talks(running, monkeypatch, capsys):
     assert not end.value.code
     assert len(printed.out) > 10
     assert "tokens/s" in printed.err
+
+
+def test_a_replica_that_dies_ends_its_streams_with_an_error_and_the_next_request_is_answered(chat, running):
+    stream = iter(chat(COUNT, stream=True))
+    next(stream)
+    next(stream)
+    (deployment,) = running.service.plane.deployments
+    (pid,) = deployment.pool.pids()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="replica"):
+        list(stream)
+    assert chat(max_tokens=4).choices[0].finish_reason == "length"
+    assert deployment.pool.pids() != [pid]
