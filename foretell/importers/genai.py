@@ -9,7 +9,7 @@ from foretell.accel.ort import describe
 from foretell.core.errors import PackageError, Unsupported
 from foretell.importers.draft import Draft, copy_file
 from foretell.importers.huggingface import ends, read_json, read_template, read_tokenizer, sampling
-from foretell.importers.llm import ARTIFACT, SIGNATURE, write_texts
+from foretell.importers.llm import ARTIFACT, SIGNATURE, all_ends, write_texts
 from foretell.store.manifest import LlmOptions
 
 _FED = ("input_ids", "attention_mask", "past_key_values.")
@@ -38,7 +38,7 @@ def import_file(folder: Path, draft: Draft, kind: str) -> None:
         kv_heads=_number(decoder, "num_key_value_heads"),
         head_dim=_number(decoder, "head_size"),
         bos=bos,
-        eos=eos,
+        eos=all_ends(eos, draft),
         precision=precision,
         block_size=block_size,
         sampling=sampling(genai.get("search") or {}),

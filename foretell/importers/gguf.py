@@ -17,5 +17,5 @@ def import_file(path: Path, draft: Draft, kind: str) -> None:
     vocabulary, template = model.vocabulary(), model.chat_template()
     own = draft.folder / TOKENIZER
     tokenizer = Tokenizer.from_file(str(own)) if own.exists() else build_tokenizer(vocabulary)
-    eos = vocabulary.eos(template)
-    make(Source(model.config(), model, tokenizer, template, model.sampling(), vocabulary.bos_token_id, eos), draft)
+    bos, eos = vocabulary.bos_token_id, vocabulary.eos
+    make(Source(model.config(), model, tokenizer, template, model.sampling(), bos, eos), draft)

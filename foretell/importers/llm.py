@@ -33,6 +33,7 @@ from foretell.store.manifest import LlmOptions, Perplexity
 
 ARTIFACT = "model.onnx"
 SIGNATURE = Signature((TensorSpec("text_input", "BYTES", (1,)),), (TensorSpec("text_output", "BYTES", (1,)),))
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 
 
 @dataclass
@@ -67,7 +68,7 @@ def make(source: Source, draft: Draft) -> None:
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
         bos=source.bos,
-        eos=source.eos,
+        eos=all_ends(source.eos, draft),
         precision=precision,
         block_size=block_size if precision in ("int4", "int8") else 0,
         sampling=source.sampling,
@@ -100,6 +101,15 @@ def write_texts(draft: Draft, tokenizer: Tokenizer, template: str) -> None:
         draft.report("no chat template: it completes text, and takes no chats")
 
 
+def all_ends(eos: Sequence[int], draft: Draft) -> tuple[int, ...]:
+    """`eos` and the ends of turns that the package's chat template writes: many models name only the end of a text."""
+    path = draft.folder / TEMPLATE
+    template = path.read_text("utf-8") if path.exists() else ""
+    tokenizer = Tokenizer.from_file(str(draft.folder / TOKENIZER))
+    turns = [tokenizer.token_to_id(name) for name in _TURN_ENDS if name in template]
+    return tuple(dict.fromkeys([*eos, *(token for token in turns if token is not None)]))
+
+
 def canonical(tokenizer: Tokenizer) -> str:
     """tokenizer.json in one form for all tokenizers that encode and decode alike, however they were written.
 
@@ -107,10 +117,12 @@ def canonical(tokenizer: Tokenizer) -> str:
     """
     document = json.loads(tokenizer.to_str())
     document["truncation"] = document["padding"] = None
-    steps = [step for step in _steps(document["post_processor"], "processors") if step["type"] != "ByteLevel"]
-    for step in steps:
-        if step["type"] == "TemplateProcessing":
-            step["pair"] = [*step["single"], {"Sequence": {"id": "B", "type_id": 1}}]
+    steps = []
+    for step in _steps(document["post_processor"], "processors"):
+        if step["type"] == "TemplateProcessing" and len(step["single"]) > 1:
+            steps.append({**step, "pair": [*step["single"], {"Sequence": {"id": "B", "type_id": 1}}]})
+        elif step["type"] not in ("TemplateProcessing", "ByteLevel"):
+            steps.append(step)
     document["post_processor"] = _sequence(steps, "processors")
     cuts = _steps(document["pre_tokenizer"], "pretokenizers")
     for step in (*cuts, *_steps(document["decoder"], "decoders")):

@@ -7,7 +7,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,7 +20,14 @@ from foretell.core.generation import Sampling
 from foretell.llm.families import unsupported
 from foretell.llm.tokenizer_gguf import Vocabulary
 
-_MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text", "phi3": "phi3"}
+_MODEL_TYPES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "phi3": "phi3",
+}
 """GGUF architecture → `model_type` of a config.json. Mistral and SmolLM are llama there."""
 
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -38,14 +45,26 @@ _INSIDE = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _INSIDE_BY_TYPE = {
-    "gemma3_text": {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
     "phi3": {"ffn_up": "mlp.gate_up_proj"},
 }
+
+
+class _Gemma(NamedTuple):
+    """`pattern`: every so many layers one sees everything."""
+
+    layers_of_27b: int
+    pattern: int
+
+
+_GEMMAS = {"gemma2": _Gemma(46, 2), "gemma3_text": _Gemma(62, 6)}
 
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_ORIGINAL = 1.0, 4.0, 8192
 """What all Llama 3.x models have beside the factor: GGUF files hold only the frequencies that came of it."""
@@ -93,7 +112,7 @@ class GgufModel:
         if (heads := self._permuted.get(name.split(".")[-2])) is not None:
             pairs = numbers.reshape(heads, -1, 2, *numbers.shape[1:])
             numbers = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(numbers.shape)
-        if self.model_type == "gemma3_text" and name.endswith("norm.weight"):
+        if self.model_type in _GEMMAS and name.endswith("norm.weight"):
             numbers = numbers - np.float32(1)  # GGUF files hold what the graph multiplies with
         return numbers
 
@@ -117,7 +136,7 @@ class GgufModel:
             "rope_theta": self._float("rope.freq_base", 10000.0),
             "rope_scaling": self._rope_scaling(),
         }
-        if self.model_type == "gemma3_text":
+        if self.model_type in _GEMMAS:
             config |= self._gemma(hidden, heads, head_dim, layers)
         elif self._key("attention.sliding_window") in self._metadata and self.model_type == "phi3":
             config["sliding_window"] = self._number("attention.sliding_window")
@@ -154,8 +173,8 @@ class GgufModel:
         return Sampling(**values)
 
     def _gemma(self, hidden: int, heads: int, head_dim: int, layers: int) -> dict[str, Any]:
-        # The files don't say how queries are scaled; of the published models only the 27B's differs.
-        scalar = hidden // heads if layers == 62 else head_dim
+        # The files don't say how queries are scaled; of the published models only those of 27B differ.
+        scalar = hidden // heads if layers == _GEMMAS[self.model_type].layers_of_27b else head_dim
         given: dict[str, Any] = {
             "sliding_window": self._number("attention.sliding_window"),
             "query_pre_attn_scalar": scalar,
@@ -163,7 +182,7 @@ class GgufModel:
             "final_logit_softcapping": self._float("final_logit_softcapping", 0.0) or None,
             "attn_logit_softcapping": self._float("attn_logit_softcapping", 0.0) or None,
         }
-        pattern = self._get(self._key("attention.sliding_window_pattern"), 6)
+        pattern = self._get(self._key("attention.sliding_window_pattern"), _GEMMAS[self.model_type].pattern)
         if isinstance(pattern, list):
             given["layer_types"] = ["sliding_attention" if local else "full_attention" for local in pattern]
         else:

@@ -45,8 +45,6 @@ _NORMALIZED = frozenset({"qwen2", "deepseek-r1-qwen"})
 """Text is brought to Unicode's composed form (NFC) first."""
 _BOS_BY_DEFAULT = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"})
 
-_TURN_ENDS = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>"})
-
 
 class Vocabulary(msgspec.Struct):
     """A GGUF file's metadata below "tokenizer.ggml.", and its architecture.
@@ -77,13 +75,10 @@ class Vocabulary(msgspec.Struct):
             return self.add_bos_token and self.bos_token_id >= 0
         return self.bos_token_id >= 0 and (self.model == "llama" or self.pre in _BOS_BY_DEFAULT)
 
-    def eos(self, template: str) -> tuple[int, ...]:
-        """Tokens that end an answer, the vocabulary's own first.
-
-        Many files name only the end of a text: ends of turns that the chat `template` writes count too.
-        """
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """Tokens that end an answer, the vocabulary's own first."""
         named = [self.eos_token_id, self.eot_token_id, self.eom_token_id]
-        named += [number for number, token in enumerate(self.tokens) if token in _TURN_ENDS and token in template]
         return tuple(dict.fromkeys(token for token in named if 0 <= token < len(self.tokens)))
 
 

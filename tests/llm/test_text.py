@@ -37,7 +37,7 @@ def test_a_text_has_the_tokens_that_the_library_gives_it_and_comes_back(pair, te
     assert ids == inner.encode(text, add_special_tokens=False).ids
     assert tokenizer.encode(text) == inner.encode(text).ids
     assert tokenizer.decode(ids) == inner.decode(ids)
-    if "<" not in text and tokenizer.vocab_size == 600:
+    if "<" not in text and not tokenizer.drops_first_space:
         assert tokenizer.decode(ids) == text
 
 
