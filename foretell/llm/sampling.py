@@ -199,7 +199,7 @@ def _choose_allowed(
     text must match its grammar, and the model's own scores `raw` decide."""
     bits = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little").view(np.bool_)
     allowed = np.flatnonzero(bits)
-    some = logits[allowed]
+    some = logits.take(allowed)
     return int(allowed[_choose(some if some.max() > -np.inf else raw[allowed], sampler)])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from foretell.accel.hardware import usable_cores
+from foretell.accel.hardware import usable_cores, usable_memory
 
 
 def cores(folder, text):
@@ -21,3 +21,17 @@ def test_without_a_quota_every_core_of_the_affinity_counts(tmp_path, text):
 
 def test_half_a_core_is_still_one(tmp_path):
     assert cores(tmp_path, "50000 100000") == 1
+
+
+@pytest.mark.parametrize(("limit", "used", "left"), [("1000", "400", 600), ("1000", "2000", 0)])
+def test_a_memory_limit_leaves_what_is_not_used_of_it(tmp_path, limit, used, left):
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    assert usable_memory(tmp_path) == left
+
+
+def test_without_a_memory_limit_what_is_available_counts(tmp_path):
+    assert usable_memory(tmp_path) > 0
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert usable_memory(tmp_path) > 1000
