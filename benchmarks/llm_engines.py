@@ -56,6 +56,7 @@ class Engine:
     process: ServerProcess
     run: Run
     settings: str
+    port: int
 
 
 def weights() -> Path:
@@ -74,7 +75,7 @@ def foretell() -> Engine:
     process = ServerProcess("foretell-llm", command, env)
     url = f"http://127.0.0.1:{port}"
     process.wait_ready(lambda: answers(f"{url}/v2/models/smollm2/ready"))
-    return Engine("foretell", process, http_runner(url, "smollm2"), "defaults")
+    return Engine("foretell", process, http_runner(url, "smollm2"), "defaults", port)
 
 
 def foretell_inside(drafts: bool = True) -> Engine:
@@ -84,7 +85,9 @@ def foretell_inside(drafts: bool = True) -> Engine:
     name = "foretell in process" + ("" if drafts else ", no drafts")
     process = ServerProcess(name.replace(" ", "-"), [sys.executable, str(APPS / "foretell" / "app.py")], env)
     process.wait_ready(lambda: _listens(port), timeout_s=120)
-    return Engine(name, process, socket_runner(port), f"{THREADS} threads" + ("" if drafts else ", speculation off"))
+    return Engine(
+        name, process, socket_runner(port), f"{THREADS} threads" + ("" if drafts else ", speculation off"), port
+    )
 
 
 def _store() -> dict[str, str]:
@@ -115,7 +118,7 @@ def llamacpp(**tuning: str) -> Engine:
     url = f"http://127.0.0.1:{port}"
     process.wait_ready(lambda: answers(f"{url}/health"), timeout_s=120)
     told = f"{SLOTS} slots of {CONTEXT} tokens, {THREADS} threads, n_batch 2048, n_ubatch 512, flash attention auto"
-    return Engine("llama.cpp", process, http_runner(url, "smollm2"), ", ".join([told, *_told(tuning)]))
+    return Engine("llama.cpp", process, http_runner(url, "smollm2"), ", ".join([told, *_told(tuning)]), port)
 
 
 def openvino(**tuning: str) -> Engine:
@@ -125,7 +128,7 @@ def openvino(**tuning: str) -> Engine:
     process = ServerProcess("openvino", [str(python), str(APPS / "openvino_genai" / "app.py")], env)
     process.wait_ready(lambda: _listens(port), timeout_s=120)
     told = f"{THREADS} threads, max_num_batched_tokens 256, dynamic_split_fuse, prefix caching, in process"
-    return Engine("OpenVINO GenAI", process, socket_runner(port), ", ".join([told, *_told(tuning)]))
+    return Engine("OpenVINO GenAI", process, socket_runner(port), ", ".join([told, *_told(tuning)]), port)
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
