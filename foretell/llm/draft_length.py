@@ -51,7 +51,6 @@ class DraftLength:
     CAP_S = 0.25
     TRIAL_EVERY = 32
     """Steps between trials of drafts, and between plain steps for comparison while all steps have drafts."""
-    TRIAL_LENGTH = 4
     WEIGHT, MEMORY, GRADE_MEMORY = 3.0, 4.0, 200.0
     PRIORS = (0.4, 0.5, 0.7, 0.8)
     """How often guesses of a grade are right before any was checked."""
@@ -83,11 +82,10 @@ class DraftLength:
             rate = tokens / (self._together(decodes - len(bids)) + sum(bid.seconds for bid in bids))
             bids = self._worth(decodes, self._bids(asked, rate), rate)
         elif self._since_trial >= self.TRIAL_EVERY:
-            best = self._bids(asked, rate, self.TRIAL_LENGTH)[0]
-            lost_s = best.seconds - best.tokens / rate - (plain_s - self._together(decodes - 1))
-            if lost_s < self._account_s:
+            trial = self._trial(asked)
+            if trial.seconds + self._together(decodes - 1) - plain_s - trial.tokens / rate < self._account_s:
                 self._since_trial = 0
-                bids = [best]
+                bids = [trial]
         for bid in bids:
             lengths[bid.at] = bid.length
         return lengths
@@ -132,9 +130,9 @@ class DraftLength:
             chance = (own.right + chance * self.PRIOR_WEIGHT) / (own.tried + self.PRIOR_WEIGHT)
         return min(chance, self.SURE)
 
-    def _bids(self, asked: Items[tuple[Sequence, Offer]], rate: float, longest: int = MOST) -> list[_Bid]:
+    def _bids(self, asked: Items[tuple[Sequence, Offer]], rate: float) -> list[_Bid]:
         """The best length of each of `asked` when a second is worth `rate` tokens; the best of them first."""
-        checks = [(k, self._costs.verify(k + 1) or math.inf) for k in LENGTHS if k <= longest]
+        checks = [(k, self._costs.verify(k + 1) or math.inf) for k in LENGTHS]
         bids = []
         for at, (sequence, offer) in enumerate(asked):
             chance = self._chance(sequence, offer.grade)
@@ -151,6 +149,15 @@ class DraftLength:
             bids.append(best)
         bids.sort(reverse=True)
         return bids
+
+    def _trial(self, asked: Items[tuple[Sequence, Offer]]) -> _Bid:
+        """The most promising guesses, as many as are likely to be right: they may be worth more than is known."""
+        chance, at = max((self._chance(sequence, offer.grade), at) for at, (sequence, offer) in enumerate(asked))
+        offer = asked[at][1]
+        share = chance / (1.0 - chance)
+        length = max(k for k in LENGTHS if k == 1 or k <= min(share, offer.most))
+        seconds = (self._costs.verify(length + 1) or math.inf) + offer.fixed_s + length * offer.token_s
+        return _Bid(0.0, length, share * (1.0 - chance**length), seconds, at)
 
     def _worth(self, decodes: int, bids: list[_Bid], rate: float) -> list[_Bid]:
         """So many of the bids, the best first, that the step as a whole is worth most."""
