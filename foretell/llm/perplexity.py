@@ -63,6 +63,8 @@ def _scores(session: Session, tokens: Sequence[int]) -> NDArray[np.float32]:
     for spec in session.signature.inputs:
         if spec.name == "logits_rows":
             inputs[spec.name] = np.arange(len(tokens) - 1, dtype=np.int64)
+        elif spec.name == "position_ids":
+            inputs[spec.name] = np.arange(len(tokens), dtype=np.int64)[None]
         elif spec.name.startswith("past_key_values."):
             _, heads, _, width = spec.shape
             inputs[spec.name] = np.zeros((1, heads, 0, width), DTYPES[spec.datatype])
