@@ -45,7 +45,7 @@ def build(
 
 
 class _Decoder:
-    """Draws one decoder. Values are [batch, tokens, width] until the last attention, then [rows, width]."""
+    """Draws one decoder. Values are [batch * tokens, width], after the last attention [rows, width]."""
 
     def __init__(self, spec: DecoderSpec, weights: Weights, draw: Drawing, form: Form, output: Form) -> None:
         self._spec = spec
@@ -55,14 +55,17 @@ class _Decoder:
         self._output = output
         self._names = frozenset(weights.names())
         self._lengths: list[str] = []
+        self._batch = ""
         self._rows = ""
 
     def draw(self) -> None:
         spec, d = self._spec, self._d
         tokens = d.input("input_ids", "int64", ["batch", "tokens"])
+        self._batch = d.node("Concat", [d.node("Shape", [tokens]), d.integers(-1)], axis=0)
         self._lengths = self._read_lengths(d.input("attention_mask", "int64", ["batch", "total"]))
         self._rows = d.input("logits_rows", "int64", ["rows"])
         d.scope("embedding")
+        tokens = d.node("Reshape", [tokens, d.integers(-1)])
         stream = embedding(d, "model.embed_tokens", tokens, self._table("model.embed_tokens"), self._form)
         if spec.embedding_scale != 1.0:
             stream = d.node(
@@ -91,7 +94,8 @@ class _Decoder:
         normed, stream = self._add_and_norm(stream, update, f"{name}.input_layernorm")
         attended = self._attention(layer, normed)
         if layer == self._spec.layers - 1:
-            attended, stream = self._pick(attended), self._pick(stream)
+            # everything behind the last attention is computed for the rows alone whose logits are wanted
+            attended, stream = d.node("Gather", [attended, self._rows]), d.node("Gather", [stream, self._rows])
         width = self._spec.attention.heads * self._spec.head_dim
         projected = self._linear(f"{name}.self_attn.o_proj", attended, width)
         if self._spec.norm.post:
@@ -111,7 +115,7 @@ class _Decoder:
         widths = [attention.heads * attention.head_dim, *[attention.kv_heads * attention.head_dim] * 2]
         parts = {f"{name}.{kind}_proj": width for kind, width in zip("qkv", widths, strict=True)}
         packed = self._packed(f"{name}.qkv_proj", parts, normed, self._spec.hidden)
-        inputs = self._qk_normed(name, packed) if attention.qk_norm else [packed, "", ""]
+        inputs = self._qk_normed(name, packed) if attention.qk_norm else [self._batched(packed), "", ""]
         output, *_ = d.nodes(
             "com.microsoft:GroupQueryAttention",
             [*inputs, *past, *self._lengths, *self._rotary(window)],
@@ -123,7 +127,11 @@ class _Decoder:
             local_window_size=window or -1,
             softcap=attention.cap,
         )
-        return output
+        return d.node("Reshape", [output, d.integers(-1, attention.heads * attention.head_dim)])
+
+    def _batched(self, value: str) -> str:
+        """[batch * tokens, width] as [batch, tokens, width]."""
+        return self._d.node("Reshape", [value, self._batch])
 
     def _cache(self, layer: int) -> tuple[list[str], list[str]]:
         """Keys and values that go in and, longer, come out. Both may be bound to the same memory."""
@@ -142,9 +150,9 @@ class _Decoder:
         query, key, value = d.nodes("Split", [packed, sizes], ["", "", ""], axis=-1)
         normed = []
         for kind, each in (("q", query), ("k", key)):
-            heads = d.node("Reshape", [each, d.integers(0, 0, -1, width)])
-            normed.append(d.node("Reshape", [self._norm(heads, f"{name}.{kind}_norm"), d.integers(0, 0, -1)]))
-        return [*normed, value]
+            heads = d.node("Reshape", [each, d.integers(0, -1, width)])
+            normed.append(self._batched(self._norm(heads, f"{name}.{kind}_norm")))
+        return [*normed, self._batched(value)]
 
     def _feed_forward(self, name: str, normed: str) -> str:
         d, mlp = self._d, f"{name}.mlp"
@@ -193,12 +201,6 @@ class _Decoder:
 
     def _table(self, name: str) -> NDArray[np.float32]:
         return self._weight(f"{name}.weight", self._spec.vocab, self._spec.hidden)
-
-    def _pick(self, value: str) -> str:
-        """The rows that logits are wanted of: everything behind the last attention is computed for them alone."""
-        width = self._d.node("Shape", [value], start=2)
-        flat = self._d.node("Reshape", [value, self._d.node("Concat", [self._d.integers(-1), width], axis=0)])
-        return self._d.node("Gather", [flat, self._rows])
 
     def _rotary(self, window: int) -> list[str]:
         local = bool(window) and self._spec.local_rotary is not None
