@@ -15,7 +15,7 @@ from foretell.core.generation import Chat, GenerateRequest, Grammar, Sampling, S
 from foretell.llm.grammar import Constraint, Grammars
 from foretell.llm.template import ChatTemplate
 from foretell.llm.text import Tokenizer
-from foretell.llm.tools import called, calls_grammar, described
+from foretell.llm.tools import BEGIN, END, called, calls_grammar, described
 
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
@@ -54,6 +54,12 @@ class Intake:
         self._grammars = grammars
         self._limits = limits
         self._defaults = defaults
+        tags = [tokenizer.token_id(tag) for tag in (BEGIN, END)]
+        # Control tokens have no text, and calls are read from text: then the tags are spelled.
+        self._tags_are_tokens = all(tag is not None and tag not in tokenizer.special_ids for tag in tags)
+        longest = max((len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)), default=1)
+        self._most_characters = limits.context * longest
+        """No text that is longer fits the context."""
 
     def prepare(self, request: GenerateRequest) -> Prepared:
         """Raises `InvalidInput` that names the field, what was given and what is expected."""
@@ -67,7 +73,7 @@ class Intake:
             functions = called(chat)
             tools = bool(functions)
             if tools:
-                grammar = calls_grammar(chat, functions, grammar)
+                grammar = calls_grammar(chat, functions, grammar, self._tags_are_tokens)
             if not self._template.knows_tools:
                 chat = described(msgspec.structs.replace(chat, messages=self._template.plain_messages(chat.messages)))
         prompt = self._prompt_ids(request.prompt if chat is None else chat)
@@ -87,15 +93,24 @@ class Intake:
 
     def _prompt_ids(self, prompt: str | list[int] | Chat) -> list[int]:
         if isinstance(prompt, Chat):
-            return self._tokenizer.encode(self._template.render(prompt), special=False)
+            return self._encode(self._template.render(prompt), special=False)
         if isinstance(prompt, str):
-            ids = self._tokenizer.encode(prompt) if prompt else []
+            ids = self._encode(prompt, special=True) if prompt else []
         else:
             ids = prompt
             _check_ids(ids, self._limits.vocab, "prompt")
         if not ids:
             raise InvalidInput("the prompt is empty; send at least one token of text (at $.prompt)")
         return ids
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        # Cutting megabytes into tokens would hold up everybody's next token, only to refuse them.
+        if len(text) > self._most_characters:
+            raise InvalidInput(
+                f"this model's context is {self._limits.context} tokens, and the prompt's {len(text)} characters are"
+                f" more than fit into it; the longest that can is of {self._most_characters}. Shorten the prompt"
+            )
+        return self._tokenizer.encode(text, special)
 
 
 def _room(prompt: int, stops: Stops, context: int) -> int:

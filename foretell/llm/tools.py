@@ -59,32 +59,34 @@ def called(chat: Chat) -> list[dict[str, Any]]:
     return named
 
 
-def calls_grammar(chat: Chat, functions: Sequence[dict[str, Any]], answer: Grammar | None = None) -> Grammar:
+def calls_grammar(
+    chat: Chat, functions: Sequence[dict[str, Any]], answer: Grammar | None = None, tags_are_tokens: bool = False
+) -> Grammar:
     """What the model may write: calls whose arguments are valid against the function's schema, and with tool_choice
-    auto also any text before, between and after them, or instead of them what `answer` (JSON) allows."""
-    rules = [f'body{n}: {json.dumps(_opening(f))} %json {_schema(f)} "}}"' for n, f in enumerate(functions)]
-    rules.append("body: " + " | ".join(f"body{n}" for n in range(len(functions))))
-    call = f'call: "{BEGIN}\\n" body "\\n{END}"'
+    auto also any text before, between and after them, or instead of them what `answer` (JSON) allows.
+
+    `tags_are_tokens`: the tokenizer has the tags as tokens of their own, which is then the way to write them.
+    """
+    begin, end = (BEGIN, END) if tags_are_tokens else (f'"{BEGIN}"', f'"{END}"')
+    bodies = [f"body{number}" for number in range(len(functions))]
+    rules = [
+        f'{body}: {json.dumps(_opening(function), ensure_ascii=False)} %json {_schema(function)} "}}"'
+        for body, function in zip(bodies, functions, strict=True)
+    ]
+    rules += [f"body: {' | '.join(bodies)}", f'call: {begin} "\\n" body "\\n" {end}']
+    several = f'call ("\\n" call){{0,{_MOST_CALLS - 1}}}'
     if chat.tool_choice != "auto":
-        more = 0 if chat.tool_choice.startswith(_NAMED) else _MOST_CALLS - 1
-        start = [f'start: call ("\\n" call){{0,{more}}}' if more else "start: call", call]
+        rules.append("start: call" if chat.tool_choice.startswith(_NAMED) else f"start: {several}")
     elif answer is not None:
-        if answer.kind not in ("json", "json_schema"):
-            raise InvalidInput(
-                f"a {answer.kind} grammar cannot be joined with tools; leave one of them out, or set tool_choice to"
-                ' "none" or "required"'
-            )
-        schema = json.dumps(_with_spaces(_read(answer)))
-        start = [
-            f'start: answer | call ("\\n" call){{0,{_MOST_CALLS - 1}}}',
-            f"answer: %json {schema}",
-            call,
-        ]
+        rules += [f"start: answer | {several}", f"answer: %json {json.dumps(_with_spaces(_schema_of(answer)))}"]
+    elif tags_are_tokens:
+        # Without the tag spelled out, which would read as a call that nobody checks.
+        rules += ["start: (TEXT call)* TEXT", rf"TEXT: /(.|\n)*/ & ~/(.|\n)*{BEGIN}(.|\n)*/"]
     else:
         # The lazy head ends where the tag does: from there on the grammar of calls decides.
-        start = ["start: spoken* TEXT", f'spoken: head "\\n" body "\\n{END}"', f'head[lazy]: TEXT "{BEGIN}"']
-        start.append(r"TEXT: /(.|\n)*/")
-    return Grammar("lark", "\n".join([*start, *rules]) + "\n")
+        rules += ["start: spoken* TEXT", f'spoken: head "\\n" body "\\n" {end}']
+        rules += [f"head[lazy]: TEXT {begin}", r"TEXT: /(.|\n)*/"]
+    return Grammar("lark", "\n".join(rules) + "\n")
 
 
 def described(chat: Chat) -> Chat:
@@ -205,9 +207,16 @@ def _with_spaces(schema: Any) -> Any:
     return {"x-guidance": {"whitespace_pattern": SPACES}, **schema} if isinstance(schema, dict) else schema
 
 
-def _read(answer: Grammar) -> Any:
+def _schema_of(answer: Grammar) -> Any:
+    if answer.kind == "json":
+        return {"type": "object"}
+    if answer.kind != "json_schema":
+        raise InvalidInput(
+            f"a {answer.kind} grammar cannot be joined with tools; leave one of them out, or set tool_choice to"
+            ' "none" or "required"'
+        )
     try:
-        return json.loads(answer.text) if answer.kind == "json_schema" else {"type": "object"}
+        return json.loads(answer.text)
     except ValueError as error:
         raise InvalidInput(f"the JSON schema is no JSON: {error}") from None
 

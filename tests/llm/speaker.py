@@ -5,12 +5,14 @@ from pathlib import Path
 
 from foretell.core.errors import ForetellError
 from foretell.core.generation import Finished, GenerateRequest, Piece, Sampling
+from foretell.llm.draft_length import DraftLength
 from foretell.llm.engine import Engine, EngineSettings
 from foretell.llm.executors.base import Shape
 from foretell.llm.executors.fake import FakeExecutor
 from foretell.llm.generator import LlmGenerator
 from foretell.llm.grammar import Grammars
 from foretell.llm.intake import Intake, Limits
+from foretell.llm.speculate import NoDrafter, Offer
 from foretell.llm.template import ChatTemplate
 from foretell.llm.text import Tokenizer
 from tests.llm import vocabularies
@@ -22,6 +24,37 @@ TEMPLATE = (
 )
 
 
+class Guesser(NoDrafter):
+    """Guesses what the model likes best, and every third time something else."""
+
+    def __init__(self, executor: FakeExecutor) -> None:
+        self._executor = executor
+
+    def offer(self, sequence):
+        return Offer(3, 16)
+
+    def propose(self, asked):
+        return [self._guess(list(sequence.tokens), count) for sequence, count in asked]
+
+    def _guess(self, tokens, count):
+        start = len(tokens)
+        for _ in range(count):
+            best = int(self._executor.logits(tokens).argmax())
+            tokens.append(best if sum(tokens) % 3 else 70)
+        return tokens[start:]
+
+
+class Always(DraftLength):
+    """So many guesses in every step, whatever they cost."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self._length = length
+
+    def choose(self, decodes, asked):
+        return [min(self._length, offer.most) for _, offer in asked]
+
+
 class Speaker:
     """`says`: what follows a prompt text, or a function of (prompt ids, said ids) that names the next token.
 
@@ -29,7 +62,7 @@ class Speaker:
     """
 
     def __init__(self, folder: Path, says: str | Callable[[Sequence[int]], int] = "", **rest) -> None:
-        vocabularies.save(vocabularies.byte_level(), folder)
+        vocabularies.save(rest.pop("inner", None) or vocabularies.byte_level(), folder)
         self.tokenizer = Tokenizer.load(folder)
         self.eos = self.tokenizer.token_id("</s>")
         self.vocab = self.tokenizer.vocab_size + 8
@@ -37,7 +70,9 @@ class Speaker:
         self.prompts: list[list[int]] = []
         shape = Shape(self.vocab, rest.pop("slots", 4), rest.pop("context", CONTEXT), 16)
         self.executor = FakeExecutor(shape, self._follow, peak=rest.pop("peak", 60.0), spend=rest.pop("spend", None))
-        self.engine = Engine(self.executor, EngineSettings(max_waiting=8))
+        guesses = rest.pop("guesses", 0)
+        drafter, lengths = (Guesser(self.executor), Always(guesses)) if guesses else (None, None)
+        self.engine = Engine(self.executor, EngineSettings(max_waiting=8), None, drafter, lengths)
         limits = Limits(shape.context, self.vocab, (self.eos,))
         grammars = Grammars(folder / "tokenizer.json", self.vocab, limits.eos)
         template = ChatTemplate(rest.pop("template", TEMPLATE))

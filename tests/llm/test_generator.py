@@ -194,6 +194,41 @@ def test_a_finished_grammar_ends_the_text_even_where_ends_are_ignored(folder):
     assert ends(events)[0].reason == "stop"
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    sampling=st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.8, 1.0]),
+        top_p=st.sampled_from([None, 0.9]),
+        repetition_penalty=st.sampled_from([None, 1.3]),
+        frequency_penalty=st.sampled_from([0.0, 0.7]),
+        seed=st.integers(0, 99),
+    ),
+    stops=st.builds(
+        Stops,
+        max_tokens=st.integers(1, 25),
+        min_tokens=st.sampled_from([0, 1]),
+        stop=st.sampled_from([(), ("a",), ("e ", "th")]),
+        ignore_eos=st.booleans(),
+    ),
+    grammar=st.sampled_from([None, Grammar("regex", "(ab|cd|[e-h]{3} )*"), Grammar("json")]),
+    guesses=st.integers(1, 6),
+)
+def test_guesses_change_neither_text_nor_ends_nor_logprobs(folder, sampling, stops, grammar, guesses):
+    told = []
+    for count in (0, guesses):
+        speaker = Speaker(folder, lambda tokens: 20 + sum(tokens) % 60, peak=3.0, guesses=count)
+        events = speaker.answer("Hello", sampling=sampling, stops=stops, grammar=grammar, n=2, logprobs=1)
+        pieces = [[e for e in events if isinstance(e, Piece) and e.choice == choice] for choice in (0, 1)]
+        told.append(
+            [
+                *(("".join(p.text for p in one), [t for p in one for t in p.logprobs]) for one in pieces),
+                *sorted((end.choice, end.reason, end.completion_tokens) for end in ends(events)),
+            ]
+        )
+    assert told[0] == told[1]
+
+
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 BAD = {
     "empty prompt": ({"prompt": ""}, r"the prompt is empty.*at \$\.prompt"),
@@ -204,6 +239,7 @@ BAD = {
     "unknown role": ({"prompt": Chat([{"role": "boss", "content": "x"}])}, r'"boss".*\$\.messages\[0\]\.role'),
     "half a character": ({"prompt": "a\ud800"}, r"no valid Unicode"),
     "long prompt": ({"prompt": [9] * 300}, r"context is 256 tokens.*has 300"),
+    "text far beyond the context": ({"prompt": "x" * 10**6}, r"context is 256 tokens.*1000000 characters"),
     "max_tokens 0": ({"stops": Stops(max_tokens=0)}, r"max_tokens is 0; expected at least 1 \(at \$\.max_tokens\)"),
     "huge max_tokens": ({"prompt": [9] * 56, "stops": Stops(max_tokens=10**12)}, r"1000000000000.*256.*56.*leaves 200"),
     "min above max": ({"stops": Stops(max_tokens=3, min_tokens=4)}, r"min_tokens is 4; expected from 0 to 3"),

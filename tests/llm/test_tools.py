@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from foretell.core.errors import InvalidInput
 from foretell.core.generation import Chat, Finished, Grammar, Sampling, Stops, ToolCall
@@ -13,7 +14,7 @@ from foretell.llm.grammar import Grammars
 from foretell.llm.template import ChatTemplate
 from foretell.llm.text import Tokenizer
 from foretell.llm.tools import Call, ToolParser, called, calls_grammar, described
-from tests.llm import smollm2
+from tests.llm import smollm2, vocabularies
 from tests.llm.speaker import Speaker, ends, text_of
 
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -313,3 +314,24 @@ def test_a_model_that_would_not_call_is_made_to(tmp_path):
     (call,) = [e for e in speaker.told[0] if isinstance(e, ToolCall)]
     assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
     assert ends(speaker.told[0])[0].reason == "tool_calls"
+
+
+def test_names_may_hold_anything(grammars, tokenizer):
+    name = 'größe "x" \\ 日本'
+    chat = Chat(ASK, [{"type": "function", "function": {"name": name}}], "required")
+    text = f'<tool_call>\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {{}}}}\n</tool_call>'
+    assert follows(grammars, tokenizer, chat, text)
+    assert read([text]) == ("", [Call(name, "{}")])
+
+
+def test_tags_that_are_tokens_of_their_own_are_said_and_read_too(tmp_path):
+    inner = vocabularies.byte_level()
+    inner.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("</tool_call>", special=False)])
+    speaker = Speaker(tmp_path, "Look.\n" + PARIS, context=1200, inner=inner)
+    assert len(speaker.ids("<tool_call>")) == 1
+    for choice in ("auto", "required"):
+        speaker.says = ("Look.\n" if choice == "auto" else "") + PARIS
+        speaker.submit(Chat(ASK, TOOLS, choice))
+        speaker.run()
+        assert [e.name for e in speaker.told[0] if isinstance(e, ToolCall)] == ["weather"]
+        assert ends(speaker.told[0])[0].reason == "tool_calls"
