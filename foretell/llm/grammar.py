@@ -65,6 +65,9 @@ class Grammars:
             self._tokenizer = LLTokenizer(str(tokenizer_json), n_vocab=vocab, eos_token=list(eos) or None)
         except (ValueError, OSError) as error:
             raise PackageError(f"{tokenizer_json} cannot constrain output: {error}") from None
+        self.named_ids = [token for token in range(vocab) if self._tokenizer.is_special_token(token)]
+        """Tokens that stand for no text in a grammar: control tokens, gaps, and added ones such as <think>. A Lark
+        grammar allows them by id."""
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
 
     def start(self, grammar: Grammar) -> Constraint:

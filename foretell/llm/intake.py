@@ -15,7 +15,7 @@ from foretell.core.generation import Chat, GenerateRequest, Grammar, Sampling, S
 from foretell.llm.grammar import Constraint, Grammars
 from foretell.llm.template import ChatTemplate
 from foretell.llm.text import Tokenizer
-from foretell.llm.tools import BEGIN, END, called, calls_grammar, described
+from foretell.llm.tools import BEGIN, END, Tokens, called, calls_grammar, described
 
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
@@ -54,9 +54,7 @@ class Intake:
         self._grammars = grammars
         self._limits = limits
         self._defaults = defaults
-        tags = [tokenizer.token_id(tag) for tag in (BEGIN, END)]
-        # Control tokens have no text, and calls are read from text: then the tags are spelled.
-        self._tags_are_tokens = all(tag is not None and tag not in tokenizer.special_ids for tag in tags)
+        self._tokens = _tool_tokens(tokenizer, grammars)
         longest = max((len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)), default=1)
         self._most_characters = limits.context * longest
         """No text that is longer fits the context."""
@@ -73,7 +71,7 @@ class Intake:
             functions = called(chat)
             tools = bool(functions)
             if tools:
-                grammar = calls_grammar(chat, functions, grammar, self._tags_are_tokens)
+                grammar = calls_grammar(chat, functions, grammar, self._tokens)
             if not self._template.knows_tools:
                 chat = described(msgspec.structs.replace(chat, messages=self._template.plain_messages(chat.messages)))
         prompt = self._prompt_ids(request.prompt if chat is None else chat)
@@ -111,6 +109,15 @@ class Intake:
                 f" more than fit into it; the longest that can is of {self._most_characters}. Shorten the prompt"
             )
         return self._tokenizer.encode(text, special)
+
+
+def _tool_tokens(tokenizer: Tokenizer, grammars: Grammars) -> Tokens:
+    # Control tokens have no text, and calls are read from text: tags that are control tokens are spelled.
+    tags = {tokenizer.token_id(tag) for tag in (BEGIN, END)}
+    are_tokens = None not in tags and not tags & tokenizer.special_ids
+    silent = tags | tokenizer.special_ids
+    others = [token for token in grammars.named_ids if token not in silent and tokenizer.token_bytes(token)]
+    return Tokens(are_tokens, others)
 
 
 def _room(prompt: int, stops: Stops, context: int) -> int:

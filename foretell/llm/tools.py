@@ -59,15 +59,20 @@ def called(chat: Chat) -> list[dict[str, Any]]:
     return named
 
 
+class Tokens(NamedTuple):
+    """What the tokenizer has to do with the format. `tags`: BEGIN and END are tokens of their own, which is then the
+    way to write them. `others`: ids of further tokens that grammars know by id only and that any text may hold."""
+
+    tags: bool = False
+    others: Sequence[int] = ()
+
+
 def calls_grammar(
-    chat: Chat, functions: Sequence[dict[str, Any]], answer: Grammar | None = None, tags_are_tokens: bool = False
+    chat: Chat, functions: Sequence[dict[str, Any]], answer: Grammar | None = None, tokens: Tokens = Tokens()
 ) -> Grammar:
     """What the model may write: calls whose arguments are valid against the function's schema, and with tool_choice
-    auto also any text before, between and after them, or instead of them what `answer` (JSON) allows.
-
-    `tags_are_tokens`: the tokenizer has the tags as tokens of their own, which is then the way to write them.
-    """
-    begin, end = (BEGIN, END) if tags_are_tokens else (f'"{BEGIN}"', f'"{END}"')
+    auto also any text before, between and after them, or instead of them what `answer` (JSON) allows."""
+    begin, end = (BEGIN, END) if tokens.tags else (f'"{BEGIN}"', f'"{END}"')
     bodies = [f"body{number}" for number in range(len(functions))]
     rules = [
         f'{body}: {json.dumps(_opening(function), ensure_ascii=False)} %json {_schema(function)} "}}"'
@@ -79,13 +84,15 @@ def calls_grammar(
         rules.append("start: call" if chat.tool_choice.startswith(_NAMED) else f"start: {several}")
     elif answer is not None:
         rules += [f"start: answer | {several}", f"answer: %json {json.dumps(_with_spaces(_schema_of(answer)))}"]
-    elif tags_are_tokens:
-        # Without the tag spelled out, which would read as a call that nobody checks.
-        rules += ["start: (TEXT call)* TEXT", rf"TEXT: /(.|\n)*/ & ~/(.|\n)*{BEGIN}(.|\n)*/"]
     else:
-        # The lazy head ends where the tag does: from there on the grammar of calls decides.
-        rules += ["start: spoken* TEXT", f'spoken: head "\\n" body "\\n" {end}']
-        rules += [f"head[lazy]: TEXT {begin}", r"TEXT: /(.|\n)*/"]
+        other = f" | TEXT <[{','.join(map(str, tokens.others))}]>" if tokens.others else ""
+        rules.append(f"start: (spoken{other})* TEXT")
+        if tokens.tags:
+            # Without the tag spelled out, which would read as a call that nobody checks.
+            rules += ["spoken: TEXT call", rf"TEXT: /(.|\n)*/ & ~/(.|\n)*{BEGIN}(.|\n)*/"]
+        else:
+            # The lazy head ends where the tag does: from there on the grammar of calls decides.
+            rules += [f'spoken: head "\\n" body "\\n" {end}', f"head[lazy]: TEXT {begin}", r"TEXT: /(.|\n)*/"]
     return Grammar("lark", "\n".join(rules) + "\n")
 
 

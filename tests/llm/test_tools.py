@@ -326,12 +326,23 @@ def test_names_may_hold_anything(grammars, tokenizer):
 
 def test_tags_that_are_tokens_of_their_own_are_said_and_read_too(tmp_path):
     inner = vocabularies.byte_level()
-    inner.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("</tool_call>", special=False)])
-    speaker = Speaker(tmp_path, "Look.\n" + PARIS, context=1200, inner=inner)
-    assert len(speaker.ids("<tool_call>")) == 1
+    inner.add_tokens([AddedToken(tag, special=False) for tag in ("<tool_call>", "</tool_call>", "<think>")])
+    speaker = Speaker(tmp_path, context=1200, inner=inner)
+    assert len(speaker.ids("<tool_call><think>")) == 2
     for choice in ("auto", "required"):
-        speaker.says = ("Look.\n" if choice == "auto" else "") + PARIS
+        speaker.says = ("<think>Look.\n" if choice == "auto" else "") + PARIS
         speaker.submit(Chat(ASK, TOOLS, choice))
         speaker.run()
         assert [e.name for e in speaker.told[0] if isinstance(e, ToolCall)] == ["weather"]
+        assert text_of(speaker.told[0]) == ("<think>Look." if choice == "auto" else "")
         assert ends(speaker.told[0])[0].reason == "tool_calls"
+
+
+def test_other_tokens_of_the_tokenizer_may_stand_in_the_text_beside_spelled_tags(tmp_path):
+    inner = vocabularies.byte_level()
+    inner.add_tokens([AddedToken("<think>", special=False)])
+    speaker = Speaker(tmp_path, "<think>Look <think>.\n" + PARIS, context=1200, inner=inner)
+    speaker.submit(Chat(ASK, TOOLS))
+    speaker.run()
+    assert text_of(speaker.told[0]) == "<think>Look <think>."
+    assert [e.name for e in speaker.told[0] if isinstance(e, ToolCall)] == ["weather"]
