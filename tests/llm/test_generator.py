@@ -313,6 +313,19 @@ def test_what_fails_as_one_choice_fails_once_as_a_whole(folder):
     assert speaker.told[0][-1] is end
 
 
+def test_a_grammar_that_breaks_down_on_the_way_fails_its_request_alone(speaker):
+    speaker.submit("Other", number=1)
+    speaker.submit("Hello", grammar=Grammar("regex", "[a-z]{20}"))
+    speaker.step()
+    constraint = speaker.generator._requests[0].runs[0].constraint
+    constraint._matcher.consume_token(speaker.ids("1")[0])  # as when llguidance meets one of its limits
+    speaker.run()
+    (end,) = ends(speaker.told[0])
+    assert isinstance(end, ModelFailed)
+    assert "grammar" in end.message
+    assert text_of(speaker.told[1]) == speaker.says
+
+
 def test_a_deadline_that_passed_ends_the_request(speaker):
     speaker.submit("Hello", deadline=0.0, n=2)
     speaker.run()

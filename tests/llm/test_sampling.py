@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from foretell.core.generation import Sampling
-from foretell.llm.executors.base import Scores
+from foretell.llm.executors.base import Scores, largest
 from foretell.llm.sampling import Sampler, sample
 
 VOCAB = 300
@@ -280,6 +280,13 @@ def test_logprobs_are_the_models_own_whatever_the_rules(count):
 def test_without_being_asked_no_logprob_is_computed():
     one = sample(Scores(logits_of(9), 8), [(0, Sampler(Sampling(), 1, []))])[0]
     assert (one.logprob, one.top) == (0.0, [])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 1500), st.integers(1, 1600), st.booleans())
+def test_the_largest_are_those_of_a_stable_sort(seed, size, count, coarse):
+    logits = logits_of(seed, vocab=size, coarse=coarse)[0]
+    assert largest(logits, count).tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
 
 
 def test_a_constraint_hears_of_every_token():

@@ -71,10 +71,13 @@ def largest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     `count` logits reach and few others: a tenth of the time of a partition of all logits.
     """
     groups = len(logits) // 64
-    if groups < count:
-        return np.argsort(-logits, kind="stable")[:count]
-    maxima = logits[: groups * 64].reshape(64, groups).max(axis=0)
-    bound = np.partition(maxima, groups - count)[groups - count]
+    if count >= len(logits):
+        return np.argsort(-logits, kind="stable")
+    if count > groups:
+        bound = np.partition(logits, -count)[-count]
+    else:
+        maxima = logits[: groups * 64].reshape(64, groups).max(axis=0)
+        bound = np.partition(maxima, groups - count)[groups - count]
     there = np.flatnonzero(logits >= bound)
     best = there[np.argsort(-logits[there], kind="stable")[:count]]
     if len(best) < count:  # NaN compares with nothing
