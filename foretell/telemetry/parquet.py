@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foretell.core.clock import Clock
-from foretell.core.observation import Observation
+from foretell.core.observation import Observation, TokenUse
 from foretell.core.tensor import Tensors, from_wire
 from foretell.telemetry.columns import booleans, numbers, tensor_type, tensors, texts
 
@@ -32,10 +32,15 @@ _COLUMNS = (
 _SECONDS = ("total_s", "queue_s", "compute_s", "cost_dollars")
 _COUNTS = ("rows", "batch_rows")
 _fields = attrgetter(*_COLUMNS)
+_TOKEN_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "drafted_tokens", "accepted_tokens")
+_TOKEN_SECONDS = ("first_token_s", "mean_gap_s", "longest_gap_s")
+_token_fields = attrgetter(*_TOKEN_COUNTS, *_TOKEN_SECONDS)
+_NO_TOKENS = TokenUse()
 
 
 def schema() -> "pyarrow.Schema":
-    """The columns of every file: those of `Observation`, `at` as a UTC timestamp.
+    """The columns of every file: those of `Observation` and `TokenUse` (all 0 on requests that generated nothing;
+    of the gaps between tokens only the mean and the longest), `at` as a UTC timestamp.
 
     `inputs` and `outputs` are null on requests that weren't sampled, otherwise a list of tensors, each with its
     name, datatype, shape and raw bytes as on the wire of the Open Inference Protocol.
@@ -47,6 +52,8 @@ def schema() -> "pyarrow.Schema":
     return pa.schema(
         [("at", pa.timestamp("us", tz="UTC"))]
         + [(name, types.get(name, pa.string())) for name in _COLUMNS]
+        + [(name, pa.int32()) for name in _TOKEN_COUNTS]
+        + [(name, pa.float64()) for name in _TOKEN_SECONDS]
         + [("inputs", pa.list_(tensor)), ("outputs", pa.list_(tensor))]
     )
 
@@ -146,14 +153,17 @@ class _Hour:
 
 
 def read_observations(folder: Path | str) -> "pyarrow.Table":
-    """Every complete file under `folder` as one table in `schema()`, oldest hour first; empty if there is none."""
+    """Every complete file under `folder` as one table in `schema()`, oldest hour first; empty if there is none.
+
+    Columns that a file of an earlier foretell lacks are null.
+    """
     pa = _pyarrow()
     import pyarrow.parquet as pq
 
     files = sorted(Path(folder).glob("date=*/hour=*/part-*.parquet"))
     # ParquetFile, not read_table: the latter turns date=…/hour=… into columns of its own.
     tables = [pq.ParquetFile(file).read() for file in files]
-    return pa.concat_tables(tables) if tables else schema().empty_table()
+    return pa.concat_tables(tables, promote_options="default") if tables else schema().empty_table()
 
 
 def unpack_tensors(cell: Iterable[dict[str, Any]] | None) -> Tensors | None:
@@ -177,6 +187,10 @@ def _to_arrow(rows: Sequence[Observation], columns: "pyarrow.Schema") -> "pyarro
             arrays.append(numbers(values, pa.int32(), np.int32))
         else:
             arrays.append(booleans(values) if name == "cached" else texts(values))
+    uses = [o.tokens or _NO_TOKENS for o in rows]
+    *counts, first, mean, longest = zip(*map(_token_fields, uses), strict=True)
+    arrays += [numbers(values, pa.int32(), np.int32) for values in counts]
+    arrays += [numbers(values, pa.float64(), np.float64) for values in (first, mean, longest)]
     arrays += [tensors([o.inputs for o in rows]), tensors([o.outputs for o in rows])]
     return pa.RecordBatch.from_arrays(arrays, schema=columns)
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from foretell.core.observation import TokenUse
 from foretell.telemetry import parquet
 from foretell.telemetry.parquet import ParquetWriter, read_observations, unpack_tensors
 from tests.telemetry.observations import NOON, observation
@@ -40,7 +41,9 @@ def test_observations_come_back_as_they_were(tmp_path):
         "compute_s": 0.002, "rows": 2, "batch_rows": 8, "cached": False, "protocol": "http", "request_id": "a",
         "cost_dollars": 1e-6, "error": "no", "inputs": None, "outputs": None,
     }  # fmt: skip
-    assert {name: v for name, v in plain.items() if name != "at"} == expected
+    nothing = {name: v for name, v in plain.items() if name.endswith(("_tokens", "_gap_s")) or name == "first_token_s"}
+    assert set(nothing.values()) == {0}
+    assert {name: v for name, v in plain.items() if name != "at" and name not in nothing} == expected
     assert unpack_tensors(plain["inputs"]) is None
     inputs = unpack_tensors(sampled["inputs"])
     assert inputs["text"].tolist() == text.tolist()
@@ -185,3 +188,17 @@ def test_a_name_that_is_not_unicode_does_not_lose_the_batch(tmp_path):
     log.consume([observation(request_id="\ud800"), observation()])
     log.close()
     assert read_observations(tmp_path).column("request_id").to_pylist() == ["?", "r1"]
+
+
+def test_generations_have_their_tokens_in_columns_and_others_zeros(tmp_path):
+    use = TokenUse(100, 60, 20, 8, 6, 0.2, np.array([0.01, 0.03], np.float32).tobytes())
+    writer = ParquetWriter(tmp_path)
+    writer.consume([observation(tokens=use), observation()])
+    writer.close()
+    table = read_observations(tmp_path)
+    assert table.schema == parquet.schema()
+    assert table["completion_tokens"].to_pylist() == [20, 0]
+    assert table["accepted_tokens"].to_pylist() == [6, 0]
+    assert table["first_token_s"].to_pylist() == [0.2, 0.0]
+    assert np.allclose(table["mean_gap_s"].to_pylist(), [0.02, 0.0])
+    assert np.allclose(table["longest_gap_s"].to_pylist(), [0.03, 0.0])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foretell.core.observation import TokenUse
 from foretell.telemetry.parquet import read_observations, unpack_tensors
 from foretell.telemetry.writer import Targets, WriterProcess
 from tests.telemetry.observations import observation
@@ -51,6 +52,15 @@ def test_sampled_tensors_arrive_bit_for_bit(tmp_path: Path):
     for name, array in inputs.items():
         assert cell[name].tolist() == array.tolist()
         assert cell[name].shape == array.shape
+
+
+def test_the_tokens_of_generations_arrive(tmp_path: Path):
+    writer = WriterProcess(Targets(str(tmp_path / "access.log"), str(tmp_path / "o")))
+    gaps = np.array([0.25, 0.75], np.float32).tobytes()
+    writer.consume([observation(tokens=TokenUse(100, 60, 20, 8, 6, 0.2, gaps)), observation()])
+    writer.close()
+    assert read_observations(tmp_path / "o")["longest_gap_s"].to_pylist() == [0.75, 0.0]
+    assert '"first_token_ms":200.0,"inter_token_ms":500.0' in (tmp_path / "access.log").read_text()
 
 
 def test_no_process_starts_before_the_first_observation():
