@@ -25,6 +25,7 @@ _GEMMA2 = {
     "tie_word_embeddings": True,
 }
 _GEMMA3 = {
+    "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 131072,
     "num_attention_heads": 8,

@@ -58,10 +58,10 @@ class SafetensorsWeights:
             with path.open("rb") as file:
                 whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             start = 8 + int.from_bytes(whole[:8], "little")
-            header: dict[str, Any] = json.loads(bytes(whole[8:start]))
+            header = msgspec.json.decode(whole[8:start], type=dict[str, Any])
             header.pop("__metadata__", None)
             entries = msgspec.convert(header, dict[str, _Entry])
-        except (OSError, ValueError) as error:  # msgspec's and json's errors are ValueErrors
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise PackageError(f"{path.name}: not a readable safetensors file ({error})") from None
         data = whole[start:]
         for name, entry in entries.items():

@@ -63,9 +63,11 @@ def checkpoint(folder: Path, config, seed: int = 0, dtype: str = "float32"):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
             else:
                 parameter.mul_(4.0)
-    model = model.to(getattr(torch, dtype))
-    model.save_pretrained(folder)
-    return model.float()
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    if dtype == "float32":
+        return model
+    # casting the model rounded its rotary frequencies too; a loaded one has them whole
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def graph_of(folder: Path, target: Path, context: int | None = None, **options) -> Path:
