@@ -79,8 +79,12 @@ class Plot:
         return f'{line}<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>'
 
     def line(self, number: int, points: Points) -> str:
-        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
-        return f'<polyline class="curve c{number % COLOURS}" points="{path}"/>'
+        """A line, with dots where the points are few enough to be seen."""
+        places = [(f"{self.x(x):.1f}", f"{self.y(y):.1f}") for x, y in points]
+        colour = number % COLOURS
+        dots = [f'<circle class="f{colour}" cx="{x}" cy="{y}" r="3"/>' for x, y in places] if len(places) < 10 else []
+        path = " ".join(f"{x},{y}" for x, y in places)
+        return f'<polyline class="curve c{colour}" points="{path}"/>{"".join(dots)}'
 
     def bar(self, number: int, left: float, right: float, top: float, told: str) -> str:
         x, width, y = self.x(left), self.x(right) - self.x(left), self.y(top)

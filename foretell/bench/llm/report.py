@@ -18,37 +18,41 @@ from foretell.core.errors import ConfigError
 
 
 def rows_of(result: LlmResult) -> list[tuple[str, str]]:
-    """What a report says about one load, as (label, text) in order."""
-    plan = result.plan
+    """What a report says about one load, as (label, text) in order; "–" where there are too few samples."""
     errors = ", ".join(f"{kind} × {count}" for kind, count in result.errors.items()) or "none"
     rows = [
-        ("load", f"{load_of(plan)}, {result.window_s:.1f} s"),
         ("output", f"{result.output_per_s:,.1f} tokens/s"),
-        ("output and prompt", f"{result.total_per_s:,.1f} tokens/s"),
-        ("requests", f"{result.requests:,} ({result.requests_per_s:.2f}/s)"),
-        ("errors", errors),
-        ("prompt, answer", f"{result.prompt_tokens:.0f}, {result.output_tokens:.0f} tokens on average"),
+        ("output and prompts", f"{result.total_per_s:,.1f} tokens/s"),
     ]
-    if result.cached_share:
-        rows.append(("prompts from cache", f"{result.cached_share:.0%}"))
     for label, latency in (
         ("first token", result.ttft),
         ("inter-token", result.gaps),
         ("time per token", result.per_token),
         ("whole answer", result.whole),
     ):
-        rows += _latency_rows(label, latency)
+        known = [seconds(point.seconds) if point.seconds is not None else "–" for point in latency.points]
+        rows.append((f"{label}: p50, p90, p99", ", ".join(known)))
+        rows.append((f"{label}: mean, max", f"{seconds(latency.mean_s)}, {seconds(latency.max_s)}"))
     if result.goodput_per_s is not None and result.good_share is not None:
-        rows.append(
-            ("goodput", f"{result.goodput_per_s:.2f} requests/s ({result.good_share:.0%}) within {_asked(result)}")
-        )
+        rows.append((f"goodput ({_asked(result)})", f"{result.goodput_per_s:.2f} requests/s, {result.good_share:.0%}"))
+    rows += [
+        ("requests", f"{result.requests:,} in {result.window_s:.1f} s, {result.requests_per_s:.2f}/s"),
+        ("errors", errors),
+        ("prompt and answer, mean", f"{result.prompt_tokens:.0f} and {result.output_tokens:.0f} tokens"),
+        ("prompts from the cache", f"{result.cached_share:.0%}"),
+    ]
+    return rows + _costs(result)
+
+
+def _costs(result: LlmResult) -> list[tuple[str, str]]:
+    rows = []
     if cost := result.cost:
-        told = f"{dollars(cost.per_million_output)} output, {dollars(cost.per_million_total)} with prompts"
-        rows.append(("cost per million tokens", f"{told} (${cost.price_per_hour:g} an hour)"))
+        label = f"cost per million tokens (${cost.price_per_hour:g} an hour)"
+        rows.append((label, f"{dollars(cost.per_million_output)} output, {dollars(cost.per_million_total)} all"))
     if result.processes:
         memory = sum(use.rss_bytes for use in result.processes) / 2**20
-        cpu = sum(use.cpu_s for use in result.processes) / max(result.elapsed_s, 1e-9)
-        rows.append(("server", f"{memory:.0f} MiB resident at most, {cpu:.2f} cores"))
+        cores = sum(use.cpu_s for use in result.processes) / max(result.elapsed_s, 1e-9)
+        rows.append(("server", f"{memory:.0f} MiB at most, {cores:.2f} cores"))
     rows.append(("load generator", f"{result.generator.cpu_share:.0%} of a core"))
     return rows
 
@@ -56,14 +60,11 @@ def rows_of(result: LlmResult) -> list[tuple[str, str]]:
 def render_text(results: Sequence[LlmResult]) -> RenderableType:
     """One column a load, for a rich console."""
     table = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
-    table.add_column(results[0].name if results else "")
-    for result in results:
-        table.add_column(load_of(result.plan), overflow="fold")
-    columns = [dict(rows_of(result)) for result in results]
-    labels = dict.fromkeys(label for column in columns for label in column)
-    for label in labels:
-        if label != "load":
-            table.add_row(Text(label, style="dim"), *(column.get(label, "") for column in columns))
+    head, rows = _table(results)
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for label, *cells in rows:
+        table.add_row(Text(label, style="dim"), *cells)
     return Group(table, *(Text(f"! {note}", style="yellow") for note in _notes(results)))
 
 
@@ -79,11 +80,12 @@ def write_html(results: Sequence[LlmResult], path: Path) -> None:
 
 def render_html(results: Sequence[LlmResult]) -> str:
     """The whole page."""
-    cards, plots = [], []
-    for number, result in enumerate(results):
-        title = f"{escape(result.name)}, {_key(number, load_of(result.plan))}"
-        notes = "".join(f'<p class="note">{escape(note)}</p>' for note in result.notes)
-        cards.append(card(title, f"<table>{''.join(map(row, rows_of(result)))}</table>{notes}"))
+    plots = []
+    head, rows = _table(results)
+    keys = [_key(number, name) for number, name in enumerate(head[1:])]
+    body = "<tr><th>" + "".join(f"<th>{name}" for name in keys) + "</tr>" + "".join(map(row, rows))
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in _notes(results))
+    table = card(escape(head[0]), f"<table>{body}</table>{notes}", "card wide")
     answered = [result for result in results if result.answered]
     if len(answered) > 1:
         plots += _sweep(answered)
@@ -93,7 +95,7 @@ def render_html(results: Sequence[LlmResult]) -> str:
         timelines = [[(slot.at_s, slot.per_s) for slot in result.timeline] for result in answered]
         title = "Output tokens per second over time"
         plots.append(_chart(title, timelines, _loads(answered), "{:g} s".format, "{:,g}".format))
-    return page(cards, plots)
+    return page([table], plots)
 
 
 def _sweep(results: Sequence[LlmResult]) -> list[str]:
@@ -108,14 +110,19 @@ def _sweep(results: Sequence[LlmResult]) -> list[str]:
         return [(_level(result), found) for result in ordered if (found := value(result)) is not None]
 
     def over_quantiles(latency: Callable[[LlmResult], Latency]) -> list[Points]:
-        return [over(lambda result: _ms_of(latency(result), 0)), over(lambda result: _ms_of(latency(result), 2))]
+        return [
+            over(lambda result: _ms_of(latency(result), 0)),
+            over(lambda result: _ms_of(latency(result), 1)),
+            over(lambda result: _ms_of(latency(result), 2)),
+        ]
 
+    quantiles = ["p50", "p90", "p99"]
     tokens = [over(lambda result: result.output_per_s), over(lambda result: result.total_per_s)]
     first, gap = over_quantiles(lambda result: result.ttft), over_quantiles(lambda result: result.gaps)
     return [
         _chart("Tokens per second by load", tokens, ["output", "output and prompt"], label, "{:,g}".format),
-        _chart("Time to first token by load", first, ["p50", "p99"], label),
-        _chart("Inter-token latency by load", gap, ["p50", "p99"], label),
+        _chart("Time to first token by load", first, quantiles, label),
+        _chart("Inter-token latency by load", gap, quantiles, label),
     ]
 
 
@@ -151,17 +158,18 @@ def _ms_of(latency: Latency, point: int) -> float | None:
     return None if value is None else value * 1e3
 
 
-def _latency_rows(label: str, latency: Latency) -> list[tuple[str, str]]:
-    known = [f"p{point.quantile * 100:g} {seconds(point.seconds)}" for point in latency.points if point.seconds]
-    if latency.max_s is None:
-        return []
-    return [(label, ", ".join([*known, f"mean {seconds(latency.mean_s)}, max {seconds(latency.max_s)}"]))]
+def _table(results: Sequence[LlmResult]) -> tuple[list[str], list[list[str]]]:
+    """Head (the model, then each load) and rows, with a cell a load."""
+    columns = [dict(rows_of(result)) for result in results]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    head = [results[0].name if results else "", *_loads(results)]
+    return head, [[label, *(column.get(label, "") for column in columns)] for label in labels]
 
 
 def _asked(result: LlmResult) -> str:
     targets = result.targets
     parts = [f"first token {seconds(targets.ttft_s)}"] if targets.ttft_s else []
-    parts += [f"{seconds(targets.itl_s)} per token"] if targets.itl_s else []
+    parts += [f"per token {seconds(targets.itl_s)}"] if targets.itl_s else []
     return ", ".join(parts)
 
 
