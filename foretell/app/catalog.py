@@ -5,11 +5,15 @@ import logging
 import time
 from collections.abc import Iterable
 
+import msgspec
+
 from foretell.accel.hardware import usable_cores
 from foretell.app.config import Config, ModelSettings, override
+from foretell.app.packages import is_path
 from foretell.core.errors import ConfigError, Conflict, ForetellError, NotFound, did_you_mean
-from foretell.core.reference import Reference
+from foretell.core.reference import Reference, parse_reference
 from foretell.core.routing import Route, RoutingTable, Target
+from foretell.core.settings import GenerationSettings
 from foretell.fleet.spec import fit
 from foretell.plane.info import IndexEntry
 from foretell.plane.plane import Plane
@@ -157,12 +161,21 @@ class Catalog:
             batching=override(name, "batching", manifest.batching, given.batching),
             cache=override(name, "cache", manifest.cache, given.cache),
             replicas=replicas,
+            generation=await self._with_draft(override(name, "generation", manifest.generation, given.generation)),
             cores=cores,
             trust_code=self._config.server.trust_code,
             replica_dollars_per_hour=self._config.hardware.dollars_per_hour * min(1.0, replicas.threads / cores),
         )
         await self._plane.deploy(spec)
         log.info("%s@%s: in service", name, version)
+
+    async def _with_draft(self, settings: GenerationSettings) -> GenerationSettings:
+        """The settings with a folder where they name a draft model of the store."""
+        if not settings.draft or is_path(settings.draft):
+            return settings
+        info = await asyncio.to_thread(self._store.resolve, parse_reference(settings.draft))
+        package = await asyncio.to_thread(self._store.fetch, info)
+        return msgspec.structs.replace(settings, draft=str(package.path))
 
     def _note(self, reference: Reference, error: Exception) -> None:
         reason = error.message if isinstance(error, ForetellError) else f"{type(error).__name__}: {error}"

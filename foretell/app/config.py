@@ -64,6 +64,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batching: dict[str, Any] = msgspec.field(default_factory=dict)
     cache: dict[str, Any] = msgspec.field(default_factory=dict)
     replicas: dict[str, Any] = msgspec.field(default_factory=dict)
+    generation: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

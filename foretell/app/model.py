@@ -35,7 +35,7 @@ class Model:
         self._speaker: Speaker | None = None
         settings = settings or opened.package.manifest.replicas
         if opened.package.manifest.runtime == "llm":
-            self._speaker = Speaker(load_generator(opened.package, settings))
+            self._speaker = Speaker(load_generator(opened.package, settings, opened.package.manifest.generation))
             self._resources.callback(self._speaker.close)
         else:
             self._predictor = load_predictor(opened.package, settings, trust_code)

@@ -72,4 +72,5 @@ def is_package(path: Path) -> bool:
 
 
 def _name_of(path: Path) -> str:
-    return check_name(path.resolve().stem.replace(" ", "-"))
+    path = path.resolve()
+    return check_name((path.name if path.is_dir() else path.stem).replace(" ", "-"))

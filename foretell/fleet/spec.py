@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 import msgspec
 
-from foretell.core.settings import ReplicaSettings
+from foretell.core.settings import GenerationSettings, ReplicaSettings
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """`package` is the folder to load; `replicas.threads` is not 0 (see `fit`)."""
+    """`package` is the folder to load; `replicas.threads` is not 0 (see `fit`); `generation.draft` is a folder or ""."""
 
     package: str
     replicas: ReplicaSettings
     trust_code: bool
     max_batch_size: int
+    generation: GenerationSettings = GenerationSettings()
 
 
 MOST_REPLICAS = 4

@@ -59,7 +59,7 @@ def _predicting(package: Package, spec: WorkerSpec) -> tuple[wire.Ready, Answeri
 
 
 def _generating(package: Package, spec: WorkerSpec) -> tuple[wire.Ready, Answering]:
-    generator = load_generator(package, spec.replicas)
+    generator = load_generator(package, spec.replicas, spec.generation)
     generate_loop.warm_up(generator)
     return wire.Ready(0.0, [], generator.load()), lambda sock: GenerateLoop(sock, generator).run()
 

@@ -32,7 +32,7 @@ class Deployment:
         self._batches: dict[int, BatchStatistics] = {}
         side = Generating if spec.manifest.runtime == "llm" else Inferring
         self._side: Generating | Inferring = side(spec, self._executed)
-        worker = WorkerSpec(spec.package, spec.replicas, spec.trust_code, self._side.max_batch_size)
+        worker = WorkerSpec(spec.package, spec.replicas, spec.trust_code, self._side.max_batch_size, spec.generation)
         self.pool = Pool(f"{spec.name}@{spec.version}", worker, launch, self._side.lane, self._side.scheduler.stop)
 
     async def start(self) -> None:

@@ -2,13 +2,14 @@
 
 import msgspec
 
-from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSettings
+from foretell.core.settings import BatchingSettings, CacheSettings, GenerationSettings, ReplicaSettings
 from foretell.store.manifest import Manifest
 
 
 class DeploymentSpec(msgspec.Struct, frozen=True):
     """Everything a deployment needs. `package` is the folder its replicas load.
 
+    `generation.draft` is a folder or empty.
     `replicas.threads` is not 0 and `cores` is how many there are to divide (see `fleet.spec`).
     `replica_dollars_per_hour` is the share of the machine's price that one replica occupies.
     """
@@ -21,5 +22,6 @@ class DeploymentSpec(msgspec.Struct, frozen=True):
     cache: CacheSettings
     replicas: ReplicaSettings
     cores: int
+    generation: GenerationSettings = GenerationSettings()
     trust_code: bool = False
     replica_dollars_per_hour: float = 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from foretell.core.errors import PackageError
 from foretell.core.model import Generator, Predictor
-from foretell.core.settings import ReplicaSettings
+from foretell.core.settings import GenerationSettings, ReplicaSettings
 from foretell.core.tensor import Signature, TensorSpec
 from foretell.runtimes.checked import Checked
 from foretell.runtimes.trust import refuse_untrusted, title
@@ -64,13 +64,18 @@ def load(package: Package, settings: ReplicaSettings, trust_code: bool = False) 
     return Checked(predictor, manifest.signature)
 
 
-def load_generator(package: Package, settings: ReplicaSettings) -> Generator:
-    """Load a package of runtime "llm". Raises as `load` does, and `PackageError` for every other runtime."""
+def load_generator(
+    package: Package, settings: ReplicaSettings, generation: GenerationSettings = GenerationSettings()
+) -> Generator:
+    """Load a package of runtime "llm"; `generation.draft` is a folder or empty.
+
+    Raises as `load` does, and `PackageError` for every other runtime.
+    """
     if package.manifest.runtime != "llm":
         raise PackageError(
             f'{title(package)} has the runtime "{package.manifest.runtime}": it predicts rows and generates no text'
         )
-    generator: Generator = _from(GENERATOR, "open_generator", "llm")(package, settings)
+    generator: Generator = _from(GENERATOR, "open_generator", "llm")(package, settings, generation)
     return generator
 
 

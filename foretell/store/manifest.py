@@ -8,7 +8,7 @@ import tomli_w
 
 from foretell.core.errors import PackageError, did_you_mean
 from foretell.core.generation import Sampling
-from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSettings
+from foretell.core.settings import BatchingSettings, CacheSettings, GenerationSettings, ReplicaSettings
 from foretell.core.tensor import Signature
 
 FORMAT = 1
@@ -158,7 +158,7 @@ class LlmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """A language model: its sizes, which tokens end a text, and how it is sampled by default.
 
     `bos`: -1 for none. `eos`: the tokenizer's own first. `precision`: of the linear layers; `block_size`: weights
-    that share a scale, 0 where there are no scales.
+    that share a scale, 0 where no blocks do.
     """
 
     context: int
@@ -193,6 +193,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     batching: BatchingSettings = BatchingSettings()
     cache: CacheSettings = CacheSettings()
     replicas: ReplicaSettings = ReplicaSettings()
+    generation: GenerationSettings = GenerationSettings()
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     llm: LlmOptions | None = None
     parity: Parity | None = None

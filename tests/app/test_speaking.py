@@ -21,7 +21,7 @@ def generator():
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch, generator):
-    monkeypatch.setattr(model_module, "load_generator", lambda package, settings: generator)
+    monkeypatch.setattr(model_module, "load_generator", lambda package, *settings: generator)
     (tmp_path / "model.toml").write_text(MANIFEST)
     (tmp_path / "model.onnx").write_bytes(b"")
     with foretell.load(tmp_path) as model:

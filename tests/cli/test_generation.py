@@ -13,7 +13,7 @@ from tests.plane.test_generate import MANIFEST
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(model_module, "load_generator", lambda package, settings: ScriptedGenerator())
+    monkeypatch.setattr(model_module, "load_generator", lambda package, *settings: ScriptedGenerator())
     monkeypatch.setattr(check_generation, "LocalProcess", launch_scripted)
     folder = tmp_path / "talker"
     folder.mkdir()
@@ -37,7 +37,7 @@ def test_a_check_fails_where_the_two_differ(cli, package, monkeypatch):
         def submit(self, number, request):
             super().submit(number, type(request)(prompt(tokens=2)))
 
-    monkeypatch.setattr(model_module, "load_generator", lambda package, settings: Other())
+    monkeypatch.setattr(model_module, "load_generator", lambda package, *settings: Other())
     failed = cli("check", package)
     assert failed.code == 1
     assert "not repeatable" in failed.err

@@ -6,7 +6,7 @@ import pytest
 
 from foretell.core.errors import ConfigError, InvalidInput, PackageError
 from foretell.core.generation import Chat, Finished, GenerateRequest, Piece, Sampling, Stops
-from foretell.core.settings import ReplicaSettings
+from foretell.core.settings import GenerationSettings, ReplicaSettings
 from foretell.core.tensor import Signature, TensorSpec
 from foretell.llm.families import read_config
 from foretell.llm.graph import build
@@ -170,7 +170,37 @@ def test_a_device_that_is_not_here_is_refused(folder):
 
 
 def test_memory_is_shared_out_of_the_limit_or_of_what_there_is():
-    limited = share_memory(ReplicaSettings(memory_limit_mb=1000))
+    limited = share_memory(ReplicaSettings(memory_limit_mb=1000), GenerationSettings())
     assert limited.kv + limited.cache < 1000 * 2**20
     assert 0 < limited.cache < limited.kv
-    assert share_memory(ReplicaSettings()).kv > 0
+    assert share_memory(ReplicaSettings(), GenerationSettings()).kv > 0
+    told = share_memory(ReplicaSettings(), GenerationSettings(kv_memory_mb=3, prefix_cache_mb=0))
+    assert told == (3 * 2**20, 0)
+
+
+def test_drafts_by_any_means_change_nothing_of_what_comes(folder):
+    repeating = GenerateRequest("one two one two one two one", GREEDY, Stops(max_tokens=30))
+    made = package(folder)
+    told = (
+        GenerationSettings(speculate=False, prefix_cache_mb=0),
+        GenerationSettings(),
+        GenerationSettings(draft=str(folder), slots=4),
+    )
+    texts = []
+    for settings in told:
+        generator = open_generator(made, SETTINGS, settings)
+        texts += answers(generator, repeating)
+        generator.close()
+    assert texts == texts[:1] * 3
+
+
+def test_a_draft_model_must_speak_the_same_tokens(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    for file in folder.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    vocabularies.save(vocabularies.sentencepiece(), other)
+    package(other)
+    with pytest.raises(PackageError, match="names a model with other tokens"):
+        open_generator(package(folder), SETTINGS, GenerationSettings(draft=str(other)))
+    with pytest.raises(PackageError):
+        open_generator(package(folder), SETTINGS, GenerationSettings(draft=str(tmp_path_factory.mktemp("empty"))))

@@ -19,7 +19,7 @@ from foretell.app.config import (
 from foretell.core.errors import ForetellError
 from foretell.core.generation import Load, Sampling
 from foretell.core.observation import Observation, TokenUse
-from foretell.core.settings import BatchingSettings, CacheSettings, ReplicaSettings
+from foretell.core.settings import BatchingSettings, CacheSettings, GenerationSettings, ReplicaSettings
 from foretell.core.tensor import TensorSpec
 from foretell.server.grpc import GrpcSettings
 from foretell.server.http import HttpSettings
@@ -41,6 +41,7 @@ PACKAGES = {
     "[batching]": BatchingSettings,
     "[cache]": CacheSettings,
     "[replicas]": ReplicaSettings,
+    "[generation]": GenerationSettings,
     "[llm]": manifest.LlmOptions,
     "[llm.sampling]": Sampling,
     "[llm.perplexity]": manifest.Perplexity,
