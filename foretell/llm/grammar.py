@@ -42,6 +42,11 @@ class Constraint:
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)
 
+    def forced(self) -> list[int]:
+        """The tokens that come next because the grammar leaves no other text; [] where there is a choice."""
+        forced: list[int] = self._matcher.compute_ff_tokens()
+        return forced
+
     @property
     def finished(self) -> bool:
         """The text matches, and nothing may follow."""

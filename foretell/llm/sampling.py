@@ -38,6 +38,9 @@ class Mask(Protocol):
     def advance(self, token: int) -> None:
         """`token` was chosen."""
 
+    def forced(self) -> list[int]:
+        """The tokens that must come next, if the mask leaves no other text."""
+
 
 class Sampled(NamedTuple):
     """A chosen token. `logprob` and `top` (best first) are of the model's own distribution, before temperature,
