@@ -84,7 +84,7 @@ def _drafter(
     if not generation.speculate:
         return NoDrafter()
     if not generation.draft:
-        return NGramDrafter()
+        return ForcedDrafter(NGramDrafter())
     draft = Package.open(Path(generation.draft))
     options = draft.manifest.llm
     if options is None:
@@ -98,7 +98,7 @@ def _drafter(
         )
     executor = _open_executor(draft, options.context, settings, generation)
     resources.callback(executor.close)
-    return DraftModel(executor, vocab)
+    return ForcedDrafter(DraftModel(executor, vocab))
 
 
 def _check_agreement(package: Package, options: LlmOptions, tokenizer: Tokenizer, vocab: int) -> None:

@@ -9,6 +9,7 @@ from foretell.llm.draft_length import DraftLength
 from foretell.llm.engine import Engine, EngineSettings
 from foretell.llm.executors.base import Shape
 from foretell.llm.executors.fake import FakeExecutor
+from foretell.llm.forced import ForcedDrafter
 from foretell.llm.generator import LlmGenerator
 from foretell.llm.grammar import Grammars
 from foretell.llm.intake import Intake, Limits
@@ -71,7 +72,7 @@ class Speaker:
         shape = Shape(self.vocab, rest.pop("slots", 4), rest.pop("context", CONTEXT), 16)
         self.executor = FakeExecutor(shape, self._follow, peak=rest.pop("peak", 60.0), spend=rest.pop("spend", None))
         guesses = rest.pop("guesses", 0)
-        drafter, lengths = (Guesser(self.executor), Always(guesses)) if guesses else (None, None)
+        drafter, lengths = (ForcedDrafter(Guesser(self.executor)), Always(guesses)) if guesses else (None, None)
         self.engine = Engine(self.executor, EngineSettings(max_waiting=8), None, drafter, lengths)
         limits = Limits(shape.context, self.vocab, (self.eos,))
         grammars = Grammars(folder / "tokenizer.json", self.vocab, limits.eos)

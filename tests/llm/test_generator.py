@@ -229,6 +229,17 @@ def test_guesses_change_neither_text_nor_ends_nor_logprobs(folder, sampling, sto
     assert told[0] == told[1]
 
 
+def test_what_a_grammar_forces_is_guessed_and_costs_few_steps(folder):
+    runs = []
+    for guesses in (0, 16):
+        speaker = Speaker(folder, "the answer, which is known", guesses=guesses)
+        events = speaker.answer("Hello", grammar=Grammar("regex", "the answer, which is (known|unknown)"))
+        assert text_of(events) == speaker.says
+        runs.append(speaker.executor.runs)
+        assert guesses == 0 or ends(events)[0].accepted_tokens > 4
+    assert runs[1] < runs[0] / 2
+
+
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 BAD = {
     "empty prompt": ({"prompt": ""}, r"the prompt is empty.*at \$\.prompt"),
