@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretell.llm.drawing import Drawing
-from foretell.llm.quantize import columns, four_bits
+from foretell.llm.quantize import beside, columns, four_bits, packed
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 
@@ -59,14 +59,26 @@ def embedding(draw: Drawing, name: str, tokens: str, weight: Floats, form: Form)
 
 
 def _int4(draw: Drawing, name: str, value: str, weight: Floats, size: int, added: list[str]) -> str:
-    """MatMulNBits, whose zero points are whole, plus each block's sum of inputs times what those leave over."""
-    blocks = four_bits(weight, size)
+    """MatMulNBits, whose zero points are whole; what those leave of the minima multiplies each block's sum of inputs.
+
+    Sums and leftovers are further inputs and weights of the same product, which costs less than one of their own.
+    """
     n, k = weight.shape
+    blocks = four_bits(weight, size)
+    if np.any(np.abs(blocks.rests) > _NEGLIGIBLE * blocks.scales):
+        count = blocks.rests.shape[1]
+        if k % size:
+            value = draw.node("Pad", [value, draw.integers(0, 0, 0, -k % size)])
+        grouped = draw.node("Reshape", [value, draw.integers(-1, count, size)])
+        sums = draw.node("ReduceSum", [grouped, draw.integers(-1)], keepdims=0)
+        value = draw.node("Concat", [value, sums], axis=-1)
+        k = count * size + count
+        blocks = beside(blocks, four_bits(blocks.rests, size))
     names = [
         draw.constant(f"{name}.{kind}", array)
-        for kind, array in (("numbers", blocks.numbers), ("scales", blocks.scales), ("zeros", blocks.zeros))
+        for kind, array in (("numbers", blocks.numbers), ("scales", blocks.scales), ("zeros", packed(blocks.zeros)))
     ]
-    product = draw.node(
+    return draw.node(
         "com.microsoft:MatMulNBits",
         [value, *names, *(["", *added] if added else [])],
         K=k,
@@ -75,11 +87,6 @@ def _int4(draw: Drawing, name: str, value: str, weight: Floats, size: int, added
         block_size=size,
         accuracy_level=4,
     )
-    if np.all(np.abs(blocks.rests) <= _NEGLIGIBLE * blocks.scales):
-        return product
-    membership = np.repeat(np.eye(blocks.rests.shape[1], dtype=np.float32), size, axis=0)[:k]
-    sums = draw.node("MatMul", [value, draw.constant(f"blocks.{k}.{size}", membership)])
-    return draw.node("Gemm", [sums, draw.constant(f"{name}.rests", blocks.rests), product], transB=1)
 
 
 def _int8(draw: Drawing, name: str, value: str, weight: Floats) -> str:

@@ -23,8 +23,8 @@ _CHUNK = 1 << 18
 class FourBits(NamedTuple):
     """Weights [n, k] in blocks along k: value = (number - zero) * scale + rest.
 
-    As MatMulNBits reads them: `numbers` uint8 [n, blocks, size / 2], low half first; `scales` float32 [n, blocks];
-    `zeros` uint8 [n, ceil(blocks / 2)]. `rests` float32 [n, blocks] is what a whole zero point leaves of the minimum.
+    `numbers` uint8 [n, blocks, size / 2], low half first, and `scales` float32 [n, blocks], as MatMulNBits reads them;
+    `zeros` uint8 [n, blocks]. `rests` float32 [n, blocks] is what a whole zero point leaves of the minimum.
     """
 
     numbers: NDArray[np.uint8]
@@ -57,9 +57,19 @@ def four_bits(weights: Floats, size: int) -> FourBits:
         numbers[part] = (levels[0::2] | levels[1::2] << 4).T
     zeros = np.clip(np.rint(-lows / scales), 0, _LEVELS)
     rests = (lows + zeros * scales).reshape(n, blocks)
-    nibbles = np.pad(zeros.astype(np.uint8).reshape(n, blocks), ((0, 0), (0, blocks % 2)))
-    packed = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
-    return FourBits(numbers.reshape(n, blocks, size // 2), scales.reshape(n, blocks), packed, rests)
+    whole = zeros.astype(np.uint8).reshape(n, blocks)
+    return FourBits(numbers.reshape(n, blocks, size // 2), scales.reshape(n, blocks), whole, rests)
+
+
+def beside(left: FourBits, right: FourBits) -> FourBits:
+    """Weights [n, k + l] of weights [n, k] in whole blocks and [n, l]."""
+    return FourBits(*(np.concatenate(pair, axis=1) for pair in zip(left, right, strict=True)))
+
+
+def packed(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Zeros [n, blocks] as MatMulNBits reads them: [n, ceil(blocks / 2)], low half first."""
+    even = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
+    return even[:, 0::2] | even[:, 1::2] << 4
 
 
 def columns(weights: Floats) -> EightBits:

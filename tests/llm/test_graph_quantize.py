@@ -17,8 +17,8 @@ def widened(packed, count):
 
 
 def restored(blocks, k):
-    n, count, half = blocks.numbers.shape
-    zeros = widened(blocks.zeros, count)[..., None]
+    n, _, half = blocks.numbers.shape
+    zeros = blocks.zeros[..., None].astype(np.float32)
     values = (widened(blocks.numbers, half * 2) - zeros) * blocks.scales[..., None] + blocks.rests[..., None]
     return values.reshape(n, -1)[:, :k]
 
