@@ -10,6 +10,7 @@ from foretell.app.packages import open_store
 from foretell.cli.console import busy, print_json, working
 from foretell.cli.importing import make_package
 from foretell.cli.options import AsJson, BlockSize, DatabaseUrl, Evaluation, Precision, StoreUrl, TrustCode
+from foretell.cli.show import describe_llm
 from foretell.core.reference import check_name
 from foretell.importers.draft import LlmChoices
 from foretell.store.manifest import Manifest
@@ -87,8 +88,11 @@ def _say(info: VersionInfo, manifest: Manifest, alias: str) -> None:
         print(f"{info} has these contents already; nothing was added")
     else:
         print(f"added {info} ({manifest.runtime}, {info.digest[:12]})")
-    print(f"  in   {', '.join(map(str, manifest.signature.inputs))}")
-    print(f"  out  {', '.join(map(str, manifest.signature.outputs))}")
+    if manifest.llm:
+        print(f"  {describe_llm(manifest.llm)[0]}")
+    else:
+        print(f"  in   {', '.join(map(str, manifest.signature.inputs))}")
+        print(f"  out  {', '.join(map(str, manifest.signature.outputs))}")
     if manifest.parity:
         p = manifest.parity
         print(f"  same answers as {p.against} on {p.rows} rows within {p.max_abs_diff:.1e} (tolerance {p.tolerance:g})")

@@ -35,7 +35,7 @@ Precision = Annotated[
 BlockSize = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Weights of a language model that share a scale: 16, 32 (the default), 64, 128, 256."
+        metavar="N", help="Weights of an int4 language model that share a scale: 16, 32 (the default), 64, 128 or 256."
     ),
 ]
 Evaluation = Annotated[

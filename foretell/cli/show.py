@@ -11,7 +11,7 @@ from foretell.app.packages import Opened, is_path, open_store, open_target
 from foretell.cli.console import human_bytes, print_json
 from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl
 from foretell.core.tensor import TensorSpec
-from foretell.store.manifest import manifest_document
+from foretell.store.manifest import LlmOptions, manifest_document
 from foretell.store.package import SEAL, package_files
 from foretell.store.sample import encode_columns
 
@@ -71,6 +71,7 @@ def _print(opened: Opened, facts: dict[str, Any]) -> None:
     for group in ("batching", "cache", "replicas", "options"):
         values = facts["manifest"].get(group)
         _section(group, [", ".join(f"{k} = {v}" for k, v in values.items())] if values else [])
+    _section("llm", describe_llm(manifest.llm) if manifest.llm else [])
     if manifest.parity:
         p = manifest.parity
         line = f"same as {p.against} on {p.rows} rows: off by at most {p.max_abs_diff:.2e}, allowed {p.tolerance:g}"
@@ -87,6 +88,18 @@ def _print(opened: Opened, facts: dict[str, Any]) -> None:
     print(f"  {call(opened)}")
 
 
+def describe_llm(llm: LlmOptions) -> list[str]:
+    """Lines about a language model: its sizes, its sampling, what its precision cost."""
+    blocks = f" in blocks of {llm.block_size}" if llm.block_size else ""
+    lines = [f"{llm.precision}{blocks}, {llm.layers} layers, {llm.vocab:,} tokens, context {llm.context:,}"]
+    if given := msgspec.to_builtins(llm.sampling, str_keys=True):
+        lines.append("sampled with " + ", ".join(f"{key} = {value}" for key, value in given.items()))
+    if p := llm.perplexity:
+        cost = p.package / p.fp32 - 1
+        lines.append(f"perplexity {p.package:.2f}, {cost:+.1%} against fp32, over {p.tokens:,} tokens of {p.text}")
+    return lines
+
+
 def _section(title: str, lines: Any) -> None:
     for position, line in enumerate(lines):
         print(f"  {title if position == 0 else '':<9} {line}")
@@ -100,8 +113,12 @@ def _step(step: Any) -> str:
 
 def call(opened: Opened, url: str = "http://127.0.0.1:8080") -> str:
     """A command line that asks a server for the package's first sample row: curl with Open Inference Protocol JSON,
-    or `foretell predict` where the row is no text (an image).
+    or `foretell predict` where the row is no text (an image), or what talks to a language model.
     """
+    if opened.package.manifest.runtime == "llm":
+        if (opened.package.path / "chat_template.jinja").is_file():
+            return f"foretell chat {url} --model {opened.name}"
+        return f'curl {url}/v1/completions -d \'{{"model": "{opened.name}", "prompt": "Once upon a time"}}\''
     sample = opened.package.sample()
     specs = opened.package.manifest.signature.inputs
     one = {spec.name: _first(sample[spec.name] if sample else None, spec) for spec in specs}

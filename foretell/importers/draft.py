@@ -40,7 +40,7 @@ Progress = Callable[[str, float], None]
 class LlmChoices(msgspec.Struct, frozen=True):
     """How a language model is made into a package.
 
-    `precision` of its linear layers (None: int4) and `block_size` (None: 32) weights that share a scale.
+    `precision` of its linear layers (None: int4) and `block_size` (None: 32) weights that share a scale in int4.
     `evaluation`: the text that the loss of precision is measured on (None: a bundled one), unless `measure` is false.
     """
 

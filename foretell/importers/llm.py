@@ -32,6 +32,8 @@ from foretell.llm.weights import Weights
 from foretell.store.manifest import LlmOptions, Perplexity
 
 ARTIFACT = "model.onnx"
+BLOCK_SIZE = 32
+"""The blocks that GGUF files have too, so that weights of theirs in four bits are kept exactly."""
 SIGNATURE = Signature((TensorSpec("text_input", "BYTES", (1,)),), (TensorSpec("text_output", "BYTES", (1,)),))
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 
@@ -70,7 +72,7 @@ def make(source: Source, draft: Draft) -> None:
         bos=source.bos,
         eos=all_ends(source.eos, draft),
         precision=precision,
-        block_size=block_size if precision in ("int4", "int8") else 0,
+        block_size=block_size if precision == "int4" else 0,
         sampling=source.sampling,
         perplexity=_measure(spec, source, count, draft) if draft.choices.measure and precision != "fp32" else None,
     )
@@ -78,10 +80,12 @@ def make(source: Source, draft: Draft) -> None:
 
 def chosen(draft: Draft) -> tuple[Precision, int]:
     """The precision and block size that the user asked for. Raises `ConfigError` for a precision that is none."""
-    name = draft.choices.precision or "int4"
+    name, block_size = draft.choices.precision or "int4", draft.choices.block_size
+    if block_size is not None and name != "int4":
+        raise ConfigError(f"--block-size {block_size}: only the scales of int4 are of blocks, not those of {name}")
     for precision in get_args(Precision):
         if name == precision:
-            return precision, 32 if draft.choices.block_size is None else draft.choices.block_size
+            return precision, block_size or BLOCK_SIZE
     raise ConfigError(f'--precision "{name}" is none. {did_you_mean(name, get_args(Precision))}')
 
 

@@ -18,48 +18,23 @@ from foretell.llm.template import ChatTemplate
 from foretell.llm.text import Tokenizer
 from foretell.store.manifest import LlmOptions
 from foretell.store.package import Package, seal
-from tests.llm import vocabularies
-from tests.llm.gguf_files import byte_level_vocabulary, write_gguf
+from tests.llm import tiny_llama, vocabularies
+from tests.llm.tiny_llama import BOS, EOS, TOKENIZER, TURN
 
 transformers = pytest.importorskip("transformers", reason="transformers makes the checkpoints")
-pytest.importorskip("torch", reason="transformers runs on torch")
-from tests.llm.graph_runs import checkpoint  # noqa: E402
+torch = pytest.importorskip("torch", reason="transformers runs on torch")
 
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
 EVALUATION = "The quick brown fox jumps over the lazy dog. " * 40
-TOKENIZER = vocabularies.byte_level(600)
-BOS, EOS, TURN = map(TOKENIZER.token_to_id, ("<s>", "</s>", "<|im_end|>"))
-"""The chat template writes TURN, so it ends answers though no configuration says so."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny Llama as a Hugging Face folder: llama 3's kind of files, as transformers writes them."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    settings = transformers.LlamaConfig(
-        vocab_size=600,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-    checkpoint(folder, settings)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=TOKENIZER, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
-    )
-    fast.save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
-    return folder
+    return tiny_llama.write_folder(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="module")
 def gguf_file(folder, tmp_path_factory):
-    vocabulary = byte_level_vocabulary(TOKENIZER, "gpt-2", BOS, EOS)
-    return write_gguf(folder, tmp_path_factory.mktemp("gguf") / "tiny.gguf", vocabulary, template=TEMPLATE)
+    return tiny_llama.write_file(folder, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture
@@ -88,7 +63,7 @@ def test_a_package_holds_all_that_serving_needs(gguf_file, text, tmp_path):
     manifest = import_model(
         gguf_file,
         tmp_path / "p",
-        choices=choices("int8", text, block_size=64),
+        choices=choices("int4", text, block_size=16),
         report=lines.append,
         progress=lambda doing, share: steps.append((doing, share)),
     )
@@ -96,7 +71,7 @@ def test_a_package_holds_all_that_serving_needs(gguf_file, text, tmp_path):
     options = package.manifest.llm
     measured = options.perplexity
     assert msgspec.structs.replace(options, perplexity=None) == LlmOptions(
-        128, 600, 2, 2, 16, BOS, (EOS, TURN), "int8", 64
+        128, 600, 2, 2, 16, BOS, (EOS, TURN), "int4", 16
     )
     assert measured.text == "text.txt" and measured.tokens > 100
     assert measured.package == pytest.approx(measured.fp32, rel=0.05)
@@ -116,8 +91,6 @@ def test_a_package_holds_all_that_serving_needs(gguf_file, text, tmp_path):
 
 
 def test_the_measured_perplexity_is_transformers_own(folder, text, tmp_path):
-    import torch
-
     import_model(folder, tmp_path / "p", choices=choices("fp32", text))
     tokens = windows(TOKENIZER.encode(EVALUATION).ids, 128)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -226,6 +199,7 @@ def test_a_folder_that_cannot_be_read_says_why(name, folder, tmp_path):
     [
         (LlmChoices(precision="int5"), ConfigError, '"int5".*Did you mean'),
         (LlmChoices(block_size=7), ConfigError, "block size 7"),
+        (LlmChoices(precision="int8", block_size=64), ConfigError, "--block-size 64"),
         (LlmChoices(precision="int8"), PackageError, "--eval .*nowhere"),
         (LlmChoices(precision="int8"), ForetellError, "evaluation text has"),
     ],
