@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -34,6 +35,8 @@ class ChildServer:
             env={**os.environ, **(environment or {})},
         )
         self._ready: dict[str, Any] = {}
+        # Ctrl-C can come between the end of a block and `stop`: at the latest the end of the program ends it.
+        weakref.finalize(self, _end, self.process)
 
     def wait(self) -> "ChildServer":
         """Return when it answers."""
@@ -86,3 +89,8 @@ class ChildServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
