@@ -1,5 +1,6 @@
 """Executors of every kind over one tiny random Llama, and a folder shaped as onnxruntime-genai's builder makes them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import onnx
 from foretell.llm.executors.base import Executor, Shape, Work
 from foretell.llm.executors.fake import FakeExecutor
 from foretell.llm.executors.onnx import OnnxSettings, open_onnx
+from foretell.llm.families import read_config
+from foretell.llm.safetensors_weights import SafetensorsWeights
 from tests.llm import graph_runs
 
 SLOTS, CONTEXT = 6, 48
@@ -40,13 +43,21 @@ def as_builder_makes_it(ours: Path, target: Path) -> None:
     gathers = [node for node in graph.node if node.op_type == "Gather" and node.input[1] == "logits_rows"]
     makers = {output: node for node in graph.node for output in node.output}
     for gather in gathers:
-        whole = makers[gather.input[0]].input[0]
         for node in graph.node:
-            node.input[:] = [whole if name == gather.output[0] else name for name in node.input]
+            node.input[:] = [gather.input[0] if name == gather.output[0] else name for name in node.input]
         graph.node.remove(gather)
     last = makers["logits"]
-    last.op_type = "Cast"
-    last.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT16))
+    last.output[0] = "all"
+    helper = onnx.helper
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1], np.int64), "any"))
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["input_ids"], ["batch_tokens"]),
+            helper.make_node("Concat", ["batch_tokens", "any"], ["whole"], axis=0),
+            helper.make_node("Reshape", ["all", "whole"], ["wide"]),
+            helper.make_node("Cast", ["wide"], ["logits"], to=onnx.TensorProto.FLOAT16),
+        ]
+    )
     inputs = [i for i in graph.input if i.name != "logits_rows"]
     inputs.append(onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["batch", "tokens"]))
     del graph.input[:]
@@ -71,10 +82,20 @@ def _builder(folder: Path) -> Executor:
     return open_onnx(folder / "builder" / "model.onnx", OnnxSettings(SLOTS, CONTEXT, threads=1, spinning=False))
 
 
+def _torch(folder: Path) -> Executor:
+    # only the kind that needs torch imports it
+    from foretell.llm.executors.torch import TorchSettings, open_torch
+
+    spec = read_config(json.loads((folder / "hf" / "config.json").read_text()))
+    weights = SafetensorsWeights(folder / "hf")
+    return open_torch(spec, weights, TorchSettings(SLOTS, CONTEXT, threads=1, device="cpu"))
+
+
 KINDS: dict[str, tuple[Callable[[Path], Executor], float]] = {
     "fake": (_fake, 0.0),
     "onnx": (_onnx, 1e-4),
     "builder": (_builder, 1e-2),
+    "torch": (_torch, 1e-4),
 }
 """How to open each executor, and how far two ways to the same logits may lie apart."""
 

@@ -7,6 +7,7 @@ import pytest
 
 from foretell.llm.executors.base import Work
 from tests.llm.executor_world import CONTEXT, KINDS, SLOTS, TINY, fill, llama, logits, some_tokens
+from tests.llm.graph_runs import reference
 
 pytest.importorskip("onnx", reason="the graph builder writes with onnx")
 pytest.importorskip("transformers", reason="transformers makes the tiny checkpoint")
@@ -15,9 +16,12 @@ pytest.importorskip("torch", reason="transformers runs on torch")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    llama(folder)
-    return folder
+    return tmp_path_factory.mktemp("llama")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model(folder):
+    return llama(folder)
 
 
 @pytest.fixture(params=KINDS)
@@ -151,3 +155,13 @@ def test_a_slot_can_be_filled_to_the_last_position_of_the_context(world):
     fill(executor, 1, tokens[:-1], 20)
     both = logits(executor, Work(0, 3, [5], 1), Work(1, CONTEXT - 1, tokens[-1:], 1))
     near(world, whole, both[1:])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fake"])
+def test_scores_are_those_of_transformers(model, folder, kind):
+    make, tolerance = KINDS[kind]
+    executor = make(folder)
+    tokens = some_tokens(30)
+    got = logits(executor, Work(0, 0, tokens, 30))
+    executor.close()
+    np.testing.assert_allclose(got, reference(model, [tokens])[0], rtol=0, atol=10 * tolerance)
