@@ -67,14 +67,15 @@ def start(names: list[str], stack: contextlib.ExitStack, skipped: dict[str, str]
 def measure(
     engines: dict[str, Engine], workloads: list[Workload], texts: Texts, options: argparse.Namespace
 ) -> list[Record]:
-    """All records of all rounds."""
-    records = []
+    """All records of all rounds. In a round every engine gets the same prompts, in the next one others."""
+    records, seed = [], time.time_ns()
     for number in range(options.rounds):
         draw = random.Random(number)
-        for workload in workloads:
+        for place, workload in enumerate(workloads):
             names = [name for name in workload.engines if name in engines]
             for name in draw.sample(names, len(names)):
                 engine = engines[name]
+                texts.random = np.random.default_rng([seed, number, place])
                 engine.process.resume()
                 values = workload.measure(engine.run, texts, workload.streams, 0.5 if options.quick else 1.0)
                 engine.process.settle()
