@@ -34,9 +34,9 @@ def processor() -> str:
 def versions() -> str:
     """foretell's and each peer's pinned version."""
     found = [f"foretell {version('foretell')}", f"onnxruntime {version('onnxruntime')}"]
-    for requirements in sorted(APPS.glob("*/requirements.txt")):
-        lines = requirements.read_text().split()
-        name = {"triton": "nvidia-pytriton"}.get(requirements.parent.name, requirements.parent.name)
+    for folder in ("fastapi", "litserve", "mlserver", "mosec", "triton"):
+        lines = (APPS / folder / "requirements.txt").read_text().split()
+        name = {"triton": "nvidia-pytriton"}.get(folder, folder)
         found += [line.replace("==", " ") for line in lines if line.startswith(f"{name}==")]
     return ", ".join(found)
 

@@ -168,7 +168,16 @@ def results():
 def test_the_table_has_a_column_a_load_and_says_everything(results):
     out = io.StringIO()
     Console(file=out, width=200).print(render_text(results))
-    for words in ("1 stream", "4 streams", "tokens/s", "first token", "inter-token", "goodput", "per million", "needs 381"):
+    for words in (
+        "1 stream",
+        "4 streams",
+        "tokens/s",
+        "first token",
+        "inter-token",
+        "goodput",
+        "per million",
+        "needs 381",
+    ):
         assert words in out.getvalue()
     assert dict(rows_of(results[0]))["errors"] == "none"
 
