@@ -5,21 +5,21 @@ What runs is the scheduler's to say, where keys and values lie is in the books o
 """
 
 import time
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from foretell.core.clock import Clock
-from foretell.core.errors import DeadlineExceeded, ForetellError, InvalidInput, ModelFailed, Overloaded
+from foretell.core.errors import DeadlineExceeded, ForetellError, InvalidInput, Overloaded
 from foretell.core.generation import Load
 from foretell.llm.draft_length import DraftLength, Verified
-from foretell.llm.executors.base import Executor, Scores, Work
+from foretell.llm.executors.base import Executor
 from foretell.llm.kv_cache import KvCache
 from foretell.llm.prefix_cache import NoPrefixCache, PrefixCache
-from foretell.llm.sampling import Sampled, Sampler, sample
+from foretell.llm.sampling import Sampled
 from foretell.llm.scheduler import Budget, Departure, Plan, Scheduler
 from foretell.llm.sequence import Reason, Sequence
 from foretell.llm.speculate import Drafter, NoDrafter, Offer
+from foretell.llm.turn import Turn, choose, failed
 
 MIN_RETRY_S = 0.05
 MAX_RETRY_S = 60.0
@@ -45,24 +45,6 @@ class Emitted(NamedTuple):
     tokens: list[Sampled]
     reason: Reason | None = None
     error: ForetellError | None = None
-
-
-class _Turn:
-    """One sequence in one step: what runs, and what came of it."""
-
-    __slots__ = ("chosen", "drafts", "error", "grade", "reason", "sequence", "work")
-
-    def __init__(self, sequence: Sequence, count: int, drafts: list[int], grade: int = 0) -> None:
-        past = sequence.computed
-        tokens = sequence.tokens[past : past + count] + drafts
-        outputs = 0 if past + count < len(sequence.tokens) else 1 + len(drafts)
-        self.sequence = sequence
-        self.work = Work(sequence.slot, past, tokens, outputs)
-        self.drafts = drafts
-        self.grade = grade
-        self.chosen: list[Sampled] = []
-        self.reason: Reason | None = None
-        self.error: ForetellError | None = None
 
 
 class Engine:
@@ -129,7 +111,7 @@ class Engine:
         emitted += self._arrange(plan)
         started = self._clock()
         turns = self._draft(plan.decodes)
-        turns += [_Turn(sequence, count, []) for sequence, count in plan.chunks]
+        turns += [Turn(sequence, count, []) for sequence, count in plan.chunks]
         if turns:
             self._advance(turns)
             self._learn(turns[: len(plan.decodes)], None if plan.chunks else self._clock() - started)
@@ -197,7 +179,7 @@ class Engine:
                 started.append(Emitted(sequence, []))
         return started
 
-    def _draft(self, decodes: list[Sequence]) -> list[_Turn]:
+    def _draft(self, decodes: list[Sequence]) -> list[Turn]:
         """The turns of the sequences that decode, with guesses where these are worth their check."""
         asked: list[tuple[Sequence, Offer]] = []
         for sequence in decodes:
@@ -207,7 +189,7 @@ class Engine:
                 if most > 0:
                     asked.append((sequence, offer if most == offer.most else offer._replace(most=most)))
         if not asked:
-            return [_Turn(sequence, 1, []) for sequence in decodes]
+            return [Turn(sequence, 1, []) for sequence in decodes]
         wanted, grades = [], []
         for (sequence, offer), count in zip(asked, self._lengths.choose(len(decodes), asked), strict=True):
             if count and self._kv.grow(sequence.slot, len(sequence.tokens) + count):
@@ -215,9 +197,9 @@ class Engine:
                 grades.append(offer.grade)
         drafts = self._drafter.propose(wanted) if wanted else []
         drafted = {s: (d, grade) for (s, _), d, grade in zip(wanted, drafts, grades, strict=True)}
-        return [_Turn(sequence, 1, *drafted.get(sequence, ([], 0))) for sequence in decodes]
+        return [Turn(sequence, 1, *drafted.get(sequence, ([], 0))) for sequence in decodes]
 
-    def _learn(self, turns: list[_Turn], seconds: float | None) -> None:
+    def _learn(self, turns: list[Turn], seconds: float | None) -> None:
         """What the decoding turns cost and gained; `seconds` None: the step did something else too."""
         if any(turn.error for turn in turns):
             return
@@ -226,49 +208,20 @@ class Engine:
         ]
         self._lengths.learn(len(turns) - len(verified), verified, seconds)
 
-    def _advance(self, turns: list[_Turn]) -> None:
+    def _advance(self, turns: list[Turn]) -> None:
         """Run the turns and choose their tokens. If the model fails they run one by one, so that a bad one is alone."""
         try:
             scores = self._executor.run([turn.work for turn in turns])
         except Exception as error:
             if len(turns) == 1:
-                turns[0].error = _failed(error)
+                turns[0].error = failed(error)
             else:
                 for turn in turns:
                     self._advance([turn])
             return
-        self._choose(turns, scores)
+        choose(turns, scores, self._kv.longest)
 
-    def _choose(self, turns: list[_Turn], scores: Scores) -> None:
-        """Sample every turn's first token, then the next of those whose draft was right, and so on.
-
-        Each position is sampled from the model's own scores with the position's own random number, and a draft counts
-        while it equals that sample: so drafts never change what comes, sampled or greedy.
-        """
-        alive: list[tuple[_Turn, int]] = []
-        row = 0
-        for turn in turns:
-            if turn.work.outputs:
-                alive.append((turn, row))
-                row += turn.work.outputs
-        longest = self._kv.longest
-        position = 0
-        while alive:
-            rows = [(row + position, turn.sequence.sampler) for turn, row in alive]
-            going = []
-            for (turn, row), sampled in zip(alive, _draw(scores, rows), strict=True):
-                if isinstance(sampled, Exception):
-                    turn.error = _failed(sampled)
-                    continue
-                turn.chosen.append(sampled)
-                turn.reason = turn.sequence.append(sampled.token, longest)
-                drafts = turn.drafts
-                if turn.reason is None and position < len(drafts) and drafts[position] == sampled.token:
-                    going.append((turn, row))
-            alive = going
-            position += 1
-
-    def _record(self, turns: list[_Turn]) -> list[Emitted]:
+    def _record(self, turns: list[Turn]) -> list[Emitted]:
         """Write down what the turns came to; ended sequences leave."""
         emitted = []
         for turn in turns:
@@ -317,19 +270,3 @@ class Engine:
 
     def _save(self, sequence: Sequence, slot: int, length: int) -> None:
         self._cache.save(sequence.tokens[:length], lambda start, stop: self._executor.read(slot, start, stop))
-
-
-def _failed(error: Exception) -> ForetellError:
-    if isinstance(error, ForetellError):
-        return error
-    return ModelFailed(f"the model failed at this sequence: {type(error).__name__}: {error}")
-
-
-def _draw(scores: Scores, rows: Items[tuple[int, Sampler]]) -> Items[Sampled | Exception]:
-    """`sample`, or for each row by itself when one of them cannot be sampled."""
-    try:
-        return sample(scores, rows)
-    except Exception as error:
-        if len(rows) == 1:
-            return [error]
-        return [result for row in rows for result in _draw(scores, [row])]
