@@ -70,7 +70,8 @@ def iris(path: Path) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_readme_does_what_it_says(workplace):
     iris(workplace / "digits.onnx")
-    start, curl, better = blocks("README.md", "bash")
+    start, curl, language, better = blocks("README.md", "bash")
+    assert [line.split()[1] for line in language.strip().splitlines()] == ["add", "serve", "chat"]  # run in tests/e2e
     add, serve = start.strip().splitlines()
     assert "added digits@1" in run(add)
     with server(serve) as ready:
