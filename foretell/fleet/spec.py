@@ -8,7 +8,7 @@ from foretell.core.settings import GenerationSettings, ReplicaSettings
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """`package` is the folder to load; `replicas.threads` is not 0 (see `fit`); `generation.draft` is a folder or ""."""
+    """`package` is the folder to load, `generation.draft` another or ""; `replicas.threads` is not 0 (see `fit`)."""
 
     package: str
     replicas: ReplicaSettings

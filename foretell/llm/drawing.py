@@ -110,7 +110,7 @@ class Drawing:
     def _append(self, tensor: onnx.TensorProto, array: NDArray[Any]) -> None:
         start = -(-self._data.tell() // _PAGE) * _PAGE
         self._data.write(b"\0" * (start - self._data.tell()))
-        self._data.write(memoryview(array.reshape(-1)).cast("B"))
+        self._data.write(array.reshape(-1).view(np.uint8).data)
         tensor.data_location = TensorProto.EXTERNAL
         for key, text in (("location", self._location), ("offset", start), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(text))

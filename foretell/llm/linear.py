@@ -112,8 +112,9 @@ def _int8(draw: Drawing, name: str, value: str, weight: Floats) -> str:
 def _rows(draw: Drawing, name: str, weight: Floats) -> tuple[str, str]:
     names = f"{name}.rows", f"{name}.scales"
     if not draw.has(names[0]):
-        for each, array in zip(names, columns(weight), strict=True):
-            draw.constant(each, array)
+        parts = columns(weight)
+        draw.constant(names[0], parts.numbers)
+        draw.constant(names[1], parts.scales)
     return names
 
 

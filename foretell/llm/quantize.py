@@ -63,13 +63,19 @@ def four_bits(weights: Floats, size: int) -> FourBits:
 
 def beside(left: FourBits, right: FourBits) -> FourBits:
     """Weights [n, k + l] of weights [n, k] in whole blocks and [n, l]."""
-    return FourBits(*(np.concatenate(pair, axis=1) for pair in zip(left, right, strict=True)))
+    return FourBits(
+        np.concatenate((left.numbers, right.numbers), axis=1),
+        np.concatenate((left.scales, right.scales), axis=1),
+        np.concatenate((left.zeros, right.zeros), axis=1),
+        np.concatenate((left.rests, right.rests), axis=1),
+    )
 
 
 def packed(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Zeros [n, blocks] as MatMulNBits reads them: [n, ceil(blocks / 2)], low half first."""
     even = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
-    return even[:, 0::2] | even[:, 1::2] << 4
+    both: NDArray[np.uint8] = even[:, 0::2] | even[:, 1::2] << np.uint8(4)
+    return both
 
 
 def columns(weights: Floats) -> EightBits:
