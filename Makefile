@@ -30,7 +30,7 @@ bench:  ## foretell beside other servers on this machine
 soak:   ## the tests that run for minutes
 	@bash scripts/soak.sh
 
-torch:  ## PyTorch, optional: without it the tests of the torch runtime skip
+torch:  ## PyTorch and transformers, optional: without them tests of torch and against transformers skip
 	@bash scripts/setup.sh torch
 
 clients: ## litellm in an environment of its own, optional: without it its tests skip

@@ -43,7 +43,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then exit 0; fi
 pip="$python -m pip --disable-pip-version-check -qq"
 if [ "$profile" = torch ]; then
     # pip, not uv: it also sees local wheel folders, where a build without CUDA may lie.
-    echo "setup: installing PyTorch (optional: models saved by torch.export, and their tests)"
+    echo "setup: installing PyTorch and transformers (optional: torch.export models, and references for tests)"
     $pip install -r requirements/torch.txt
 else
     echo "setup: installing foretell[$extras]"
