@@ -59,8 +59,8 @@ def open_target(target: str, store: Store | None, scratch: Path, trust_code: boo
         raise PackageError(f"{target}: no such file or folder")
     if is_package(path):
         package = Package.open(path)
-        return Opened(package.manifest.package.name or _name_of(path), "1", package)
-    name = _name_of(path)
+        return Opened(package.manifest.package.name or name_of(path), "1", package)
+    name = name_of(path)
     out = Path(tempfile.mkdtemp(dir=scratch)) / name
     import_model(path, out, trust_code=trust_code, choices=LlmChoices(measure=False))
     return Opened(name, "1", Package.open(out))
@@ -71,6 +71,7 @@ def is_package(path: Path) -> bool:
     return (path / MANIFEST).is_file() or path.suffix == ".zip"
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
+    """What a model is called whose file or folder is `path`."""
     path = path.resolve()
     return check_name((path.name if path.is_dir() else path.stem).replace(" ", "-"))

@@ -9,7 +9,7 @@ import typer
 from foretell.app.packages import open_store
 from foretell.cli.console import busy, print_json, working
 from foretell.cli.importing import make_package
-from foretell.cli.options import AsJson, BlockSize, DatabaseUrl, Evaluation, Precision, StoreUrl, TrustCode
+from foretell.cli.options import AsJson, BlockSize, DatabaseUrl, Evaluation, Measure, Precision, StoreUrl, TrustCode
 from foretell.cli.show import describe_llm
 from foretell.core.reference import check_name
 from foretell.importers.draft import LlmChoices
@@ -35,6 +35,7 @@ def run(
     precision: Precision = None,
     block_size: BlockSize = None,
     evaluation: Evaluation = None,
+    measure: Measure = True,
     trust_code: TrustCode = False,
     store: StoreUrl = "",
     database: DatabaseUrl = "",
@@ -57,7 +58,7 @@ def run(
     check_name(name)
     lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="foretell-") as scratch:
-        choices = LlmChoices(precision, block_size, evaluation)
+        choices = LlmChoices(precision, block_size, evaluation, measure)
         with working(f"importing {path}") as progress:
             out = Path(scratch, name)
             manifest = make_package(path, out, trust_code, description, sample, config, lines.append, choices, progress)

@@ -44,6 +44,10 @@ Evaluation = Annotated[
         "--eval", metavar="FILE", help="Text to measure a language model's perplexity on; a bundled one if not given."
     ),
 ]
+Measure = Annotated[
+    bool,
+    typer.Option("--measure/--no-measure", help="Whether to measure a language model's perplexity: about a minute."),
+]
 TrustCode = Annotated[
     bool,
     typer.Option("--trust-code", help="Allow pickles and Python files: they can do anything that you can."),

@@ -9,7 +9,7 @@ import typer
 
 from foretell.cli.console import working
 from foretell.cli.importing import make_package
-from foretell.cli.options import BlockSize, Evaluation, Precision, TrustCode
+from foretell.cli.options import BlockSize, Evaluation, Measure, Precision, TrustCode
 from foretell.core.errors import PackageError
 from foretell.importers.draft import LlmChoices
 from foretell.store.package import seal, zip_package
@@ -26,6 +26,7 @@ def run(
     precision: Precision = None,
     block_size: BlockSize = None,
     evaluation: Evaluation = None,
+    measure: Measure = True,
     trust_code: TrustCode = False,
 ) -> None:
     """Make a package of a model without a store: to copy, to serve from a folder, to put on S3.
@@ -39,7 +40,7 @@ def run(
         raise PackageError(f"{out} is there already; name a new folder or file")
     with tempfile.TemporaryDirectory(prefix="foretell-") as scratch:
         folder = Path(scratch, "package") if out.suffix == ".zip" else out
-        choices = LlmChoices(precision, block_size, evaluation)
+        choices = LlmChoices(precision, block_size, evaluation, measure)
         with working(f"importing {path}") as progress:
             make_package(
                 path, folder, trust_code, description, sample, config, partial(typer.echo, err=True), choices, progress

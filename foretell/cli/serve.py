@@ -18,7 +18,7 @@ import typer
 
 from foretell import __version__
 from foretell.app.config import Config, ModelSettings, load_config
-from foretell.app.packages import is_package, is_path, open_store
+from foretell.app.packages import is_package, is_path, name_of, open_store
 from foretell.app.service import Service
 from foretell.cli.console import busy
 from foretell.cli.options import DatabaseUrl, StoreUrl, TrustCode
@@ -95,7 +95,7 @@ def _with_replicas(config: Config, count: int | None, threads: int | None) -> Co
         return config
     models = dict(config.models)
     for item in config.serve:
-        name = Path(item).stem.replace(" ", "-") if is_path(item) else item.partition("@")[0]
+        name = name_of(Path(item)) if is_path(item) else item.partition("@")[0]
         settings = models.get(name, ModelSettings())
         models[name] = msgspec.structs.replace(settings, replicas={**settings.replicas, **given})
     return msgspec.structs.replace(config, models=models)
@@ -106,10 +106,10 @@ def _imported(config: Config, scratch: Path) -> Config:
     items = []
     for item in config.serve:
         if is_path(item) and not is_package(Path(item)):
-            out = scratch / Path(item).stem
+            out = scratch / name_of(Path(item))
             trust = ["--trust-code"] if config.server.trust_code else []
             made = subprocess.run(
-                [sys.executable, "-m", "foretell", "pack", item, str(out), *trust],
+                [sys.executable, "-m", "foretell", "pack", item, str(out), "--no-measure", *trust],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
