@@ -1,8 +1,10 @@
 """The demo: real models, real answers, commands that work when pasted, and nothing left after Ctrl-C."""
 
 import os
+import re
 import signal
 import socket
+import string
 import subprocess
 import sys
 import threading
@@ -16,6 +18,13 @@ from foretell.cli.child import ChildServer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+SAID = {
+    "curl": ('"outputs"',),
+    "tritonclient": ("[0 1 2]",),
+    "foretell predict": ("embedding", "label"),
+    "foretell chat": string.ascii_letters + string.digits,
+}
+"""What a command that is pasted prints, any of it."""
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +62,9 @@ def test_the_answers_are_right_and_every_command_works_when_pasted(store, capsys
                 check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"{tool}: {done.stderr}"
-            known = ("outputs", "[0 1 2]", "embedding", "label", "four", "4")
-            assert any(word in done.stdout for word in known), done.stdout
+            assert any(word in done.stdout for word in SAID[tool]), done.stdout
+            if tool == "foretell chat":  # what a model says that draws its words is not known beforehand
+                assert re.search(r"[1-9]\d* tokens", done.stderr), done.stderr
 
 
 def test_ctrl_c_drains_and_leaves_nothing_running(store):
