@@ -183,7 +183,7 @@ class Engine:
         """The turns of the sequences that decode, with guesses where these are worth their check."""
         asked: list[tuple[Sequence, Offer]] = []
         for sequence in decodes:
-            offer = self._drafter.offer(sequence)
+            offer = None if sequence.repeatable else self._drafter.offer(sequence)
             if offer is not None:
                 most = min(offer.most, sequence.left - 1, self._kv.longest - len(sequence.tokens) - 1)
                 if most > 0:
