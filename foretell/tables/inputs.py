@@ -67,6 +67,13 @@ class Inputs:
                 tensors[name] = values[offsets[chosen][:, None] + np.arange(length)]
         return tensors
 
+    @property
+    def nbytes(self) -> int:
+        """About how much the rows take on their way to a replica."""
+        dense = sum(values.nbytes for values in self._dense.values() if values.dtype.kind != "O")
+        ragged = sum(values.nbytes for values, _ in self._ragged.values())
+        return dense + ragged + (int(self.lengths.sum()) if self.lengths is not None else 0)
+
     def good(self) -> NDArray[np.bool_]:
         """Which rows can be used."""
         bad = np.zeros(self.rows, dtype=bool)

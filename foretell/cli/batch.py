@@ -1,0 +1,100 @@
+"""`foretell batch`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from foretell.app.batch import submit
+from foretell.app.config import load_config
+from foretell.app.packages import is_path, open_store
+from foretell.batch.source import Source
+from foretell.batch.spec import JobSpec, Label, Reading, Writing
+from foretell.cli.batch_run import run_job, show_report
+from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl, TrustCode
+from foretell.core.column_map import parse_column_map
+from foretell.core.errors import ConfigError
+from foretell.core.reference import parse_reference
+from foretell.store.store import Store
+
+
+def run(
+    model: Annotated[str, typer.Argument(metavar="REF", help="A model of the store.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file, folder, glob or URL; several with commas.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder of this machine; it is made.")],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="COLUMN=INPUT", help="Which column feeds an input; a,b,c=INPUT joins several."),
+    ] = None,
+    where: Annotated[
+        str, typer.Option(help="Only rows for which this holds: \"month >= 3 and origin == 'JFK'\".")
+    ] = "",
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN,…", help="Columns to keep, or all, or none.", show_default="those not mapped"),
+    ] = None,
+    label: Annotated[
+        str, typer.Option(metavar="COLUMN[=OUTPUT]", help="The truth: the report says how good the answers are.")
+    ] = "",
+    form: Annotated[
+        Literal["parquet", "csv", "jsonl"], typer.Option("--format", help="Form of the output files.")
+    ] = "parquet",
+    max_errors: Annotated[
+        int | None, typer.Option(metavar="N", help="Stop when more rows fail.", show_default="any number may")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the job that writes to OUTPUT, if any.")] = False,
+    replicas: Annotated[int | None, typer.Option(help="Processes of the model.", show_default="by the model")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each.", show_default="the cores divided")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="foretell.toml: settings of the model.")] = None,
+    trust_code: TrustCode = False,
+    store: StoreUrl = "",
+    database: DatabaseUrl = "",
+    as_json: AsJson = False,
+) -> None:
+    """Run a model over tables or files: every row once, whatever happens in between.
+
+    Reads Parquet, CSV, JSON lines, Arrow, and folders of images or texts; inputs are fed by columns of the same name.
+    Writes files of predictions and kept columns to OUTPUT, rows that failed to OUTPUT/_errors, and a report. Ctrl-C,
+    a crash or a kill leave a job that goes on where it was: the same command with --resume, or foretell jobs resume.
+
+    \b
+    Examples:
+      foretell batch digits rows.parquet out/
+      foretell batch minilm 'reviews/*.csv' out/ --map review=text --keep id
+      foretell batch delay flights/ out/ --map dep_hour,distance=X --where "month >= 3" --label late
+      foretell batch lite0 photos/ out/ --format csv
+    """
+    given = {key: value for key, value in (("count", replicas), ("threads", threads)) if value is not None}
+    flags = {
+        "server": {"trust_code": trust_code or None},
+        "store": {"home": store or None, "database": database or None},
+        "models": {parse_reference(model).name: {"replicas": given}} if given and not is_path(model) else None,
+    }
+    settings = load_config(config, flags)
+    with open_store(settings.store.home, settings.store.database) as opened:
+        name, digest = _resolve(model, opened)
+        reading = Reading(_paths(source), parse_column_map(columns or ()), where)
+        kept = None if keep is None else tuple(part.strip() for part in keep.split(","))
+        writing = Writing(str(Path(output).absolute()), form, kept)
+        truth = Label(*label.partition("=")[::2]) if label else None
+        found = Source(reading.paths)
+        spec = JobSpec(name, digest, reading, writing, truth, max_errors=max_errors)
+        job = submit(opened, spec, found, resume)
+        if job.state == "completed":
+            show_report(job.report, as_json)
+            return
+        run_job(settings, opened, job, found, as_json)
+
+
+def _resolve(model: str, store: Store) -> tuple[str, str]:
+    """The version that is meant now, and its digest: the job stays with it though an alias may move."""
+    if is_path(model):
+        raise ConfigError(f"a job can be resumed only with a model of the store: foretell add NAME {model}")
+    info = store.resolve(parse_reference(model))
+    return str(info), info.digest
+
+
+def _paths(text: str) -> tuple[str, ...]:
+    """Absolute, so that the job can be resumed from anywhere."""
+    paths = [part.strip() for part in text.split(",") if part.strip()]
+    return tuple(path if "://" in path else str(Path(path).absolute()) for path in paths)
