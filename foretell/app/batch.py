@@ -12,6 +12,7 @@ from foretell.app.deployments import deployment_spec, generation_settings
 from foretell.app.telemetry import Telemetry
 from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
+from foretell.batch.question import layout_of, question_of
 from foretell.batch.report import NAMES, Report, make_report, render_html, render_json
 from foretell.batch.run import JobRun, Progress, leave
 from foretell.batch.scoring import RowScorer, Scorer
@@ -36,8 +37,12 @@ _NO_LIMIT = 2**40
 def submit(store: Store, spec: JobSpec, source: Source, resume: bool = False) -> JobInfo:
     """The job that `spec` asks for: with `resume` the one that was begun, if there is one; otherwise a new one.
 
-    Raises `Conflict` where the output is somebody's already, or where the job to resume asked for something else.
+    Raises `InvalidInput` where the columns do not fit the model, `Conflict` where the output is somebody's already, or
+    where the job to resume asked for something else.
     """
+    package = store.fetch(store.resolve(parse_reference(spec.model)))
+    schema = source.first_schema()
+    layout_of(spec, question_of(spec, package.manifest, source, schema), source, schema)
     folder = spec.writing.folder
     before = store.jobs.by_output(folder)
     if resume and before is not None:
@@ -84,12 +89,11 @@ class BatchService:
         reference = parse_reference(spec.model)
         deployment = await asyncio.to_thread(self._spec, reference, spec.digest)
         await self._plane.deploy(deployment)
-        columns = spec.reading.columns.complete(
-            deployment.manifest.signature, (await asyncio.to_thread(source.first_schema)).names
-        )
+        schema = await asyncio.to_thread(source.first_schema)
+        question = question_of(spec, deployment.manifest, source, schema)
         slots = SLOTS * (deployment.replicas.count or MOST_REPLICAS)
         dollars_per_second = deployment.replica_dollars_per_hour / 3600.0
-        return RowScorer(self._plane, reference, columns, slots, dollars_per_second)
+        return RowScorer(self._plane, reference, question, slots, dollars_per_second)
 
     def _spec(self, reference: Reference, digest: str) -> DeploymentSpec:
         """As it is served, but nothing is refused for want of room, cached or timed out."""

@@ -16,6 +16,7 @@ from foretell.batch.layout import Layout
 from foretell.batch.output import OutputFolder
 from foretell.batch.part import Part, Scored
 from foretell.batch.protocol import ERRORS, PartKey, commit_steps, leavings, missing, part_name
+from foretell.batch.question import layout_of
 from foretell.batch.scoring import Scorer
 from foretell.batch.source import Source, Survey
 from foretell.batch.spec import JobSpec, OutputFormat, Plan, check_unchanged, decode_plan, decode_spec, encode
@@ -111,9 +112,9 @@ class JobRun:
     def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
         check_unchanged(self.job.id, self.plan.files, self._source.seen)
         schema = self._source.first_schema()
-        self._scorer.check(schema)
-        layout = Layout(self.spec, schema, self._scorer.reads, self._scorer.makes, self._source.folders)
-        survey = self._source.survey(layout)
+        question = self._scorer.question
+        layout = layout_of(self.spec, question, self._source, schema)
+        survey = self._source.survey(question.check, layout.check)
         self._output.prepare()
         done = {PartKey(part.file, part.part): part for part in self._jobs.parts(self.job.id)}
         recorded = [name for part in done.values() for name in part.names]

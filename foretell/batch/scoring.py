@@ -14,14 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from foretell.batch.part import Scored
+from foretell.batch.question import Question, RowQuestion
 from foretell.batch.tuning import MOST_BYTES, Sizes, part_rows, sizes
-from foretell.core.column_map import ColumnMap
 from foretell.core.errors import InvalidInput, ModelFailed, ReplicaCrashed
 from foretell.core.reference import Reference
 from foretell.core.request import Request
 from foretell.core.tensor import Tensors, TensorSpec
 from foretell.plane.plane import Plane
-from foretell.tables.inputs import Inputs, check_columns
+from foretell.tables.inputs import Inputs
 from foretell.tables.outputs import column_type, text_faults, to_column
 
 T = TypeVar("T")
@@ -34,16 +34,10 @@ BLAMED = (InvalidInput, ModelFailed, ReplicaCrashed)
 
 
 class Scorer(Protocol):
-    """Turns rows into columns; knows which columns it reads and which it makes."""
+    """Answers a question about the rows of tables."""
 
     @property
-    def reads(self) -> Sequence[str]: ...
-
-    @property
-    def makes(self) -> pa.Schema: ...
-
-    def check(self, schema: pa.Schema) -> None:
-        """Raise `InvalidInput` if a table of this schema cannot be scored."""
+    def question(self) -> Question: ...
 
     async def sizes(self, table: pa.Table, row_bytes: float) -> Sizes:
         """How many rows a request and a part should have, tried on some rows of about `row_bytes` bytes."""
@@ -62,36 +56,21 @@ class RowScorer:
     """Asks a model that predicts. `slots`: requests under way at a time; enough that no replica waits for the next."""
 
     def __init__(
-        self, plane: Plane, reference: Reference, columns: ColumnMap, slots: int, dollars_per_second: float
+        self, plane: Plane, reference: Reference, question: RowQuestion, slots: int, dollars_per_second: float
     ) -> None:
+        self.question = question
         self._plane = plane
         self._reference = reference
-        self._columns = columns
         self._slots = asyncio.Semaphore(slots)
         self._dollars_per_second = dollars_per_second
-        self._signature = plane.signature(reference)
-
-    @property
-    def reads(self) -> Sequence[str]:
-        return self._columns.columns
-
-    @property
-    def makes(self) -> pa.Schema:
-        return pa.schema([(spec.name, column_type(spec)) for spec in self._signature.outputs])
-
-    def check(self, schema: pa.Schema) -> None:
-        self._columns.complete(self._signature, schema.names)
-        check_columns(schema, self._columns, self._signature)
-        for spec in self._signature.outputs:
-            if not spec.shape or spec.shape[0] not in (-1, 1):
-                raise InvalidInput(f"output {spec} has no row axis: its values belong to no row of a table")
+        self._signature = question.signature
+        self._columns = question.columns
 
     async def score(self, table: pa.Table, batch_rows: int) -> Scored:
         inputs = await asyncio.to_thread(Inputs, table, self._columns, self._signature)
         failed = inputs.reasons()
         size = batch_rows if self._signature.batchable else 1
-        asked = [self._ask(inputs, rows, failed) for rows in requests(inputs, size)]
-        found = await together(asked)
+        found = await together(self._ask(inputs, rows, failed) for rows in requests(inputs, size))
         pieces = [piece for part, _ in found for piece in part]
         compute_s = sum(seconds for _, seconds in found)
         columns = await asyncio.to_thread(self._columns_of, pieces, inputs.rows, failed)

@@ -1,6 +1,6 @@
 """The input of a job: its files, checked against each other, and the parts that are still to do."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import pyarrow as pa
@@ -50,8 +50,13 @@ class Source:
         with open_input(self.files[0]) as reader:
             return reader.schema
 
-    def survey(self, layout: Layout) -> Survey:
-        """Look at the columns of every file. Raises `InvalidInput` that names the first one that does not fit."""
+    @property
+    def of_files(self) -> bool:
+        """Whether each row is a file by itself."""
+        return self.files[0].format == "files"
+
+    def survey(self, *checks: Callable[[pa.Schema], None]) -> Survey:
+        """Look at the columns of every file. Raises `InvalidInput` that names the first one which a check refuses."""
         rows: list[int | None] = []
         row_bytes = 0.0
         schema = None
@@ -61,7 +66,8 @@ class Source:
                 rows.append(reader.rows)
                 row_bytes = max(row_bytes, reader.row_bytes)
                 try:
-                    layout.check(reader.schema)
+                    for check in checks:
+                        check(reader.schema)
                 except InvalidInput as error:
                     raise InvalidInput(f"{file.path} differs from {self.files[0].path}: {error.message}") from None
         assert schema is not None

@@ -1,7 +1,7 @@
 """`foretell batch`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,35 +17,42 @@ from foretell.core.errors import ConfigError
 from foretell.core.reference import parse_reference
 from foretell.store.store import Store
 
+Input = Annotated[str, typer.Argument(metavar="INPUT", help="A file, folder, glob or URL; several with commas.")]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder of this machine; it is made.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="COLUMN=INPUT", help="Which column feeds an input; a,b,c=INPUT joins several."),
+]
+Filter = Annotated[str, typer.Option(help="Only rows for which this holds, such as 'month >= 3'.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN,…", help="Columns to keep, or all, or none.", show_default="those not mapped"),
+]
+Truth = Annotated[str, typer.Option(metavar="COLUMN[=OUTPUT]", help="The truth: the report says how good it is.")]
+Format = Annotated[Literal["parquet", "csv", "jsonl"], typer.Option("--format", help="Form of the output files.")]
+MaxErrors = Annotated[
+    int | None, typer.Option(metavar="N", help="Stop when more rows fail.", show_default="any number may")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the job that writes to OUTPUT, if there is one.")]
+Replicas = Annotated[int | None, typer.Option(help="Processes of the model.", show_default="by the model")]
+Threads = Annotated[int | None, typer.Option(help="Threads of each.", show_default="the cores divided")]
+ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="foretell.toml: settings of the model.")]
+
 
 def run(
     model: Annotated[str, typer.Argument(metavar="REF", help="A model of the store.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file, folder, glob or URL; several with commas.")],
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder of this machine; it is made.")],
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="COLUMN=INPUT", help="Which column feeds an input; a,b,c=INPUT joins several."),
-    ] = None,
-    where: Annotated[
-        str, typer.Option(help="Only rows for which this holds: \"month >= 3 and origin == 'JFK'\".")
-    ] = "",
-    keep: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN,…", help="Columns to keep, or all, or none.", show_default="those not mapped"),
-    ] = None,
-    label: Annotated[
-        str, typer.Option(metavar="COLUMN[=OUTPUT]", help="The truth: the report says how good the answers are.")
-    ] = "",
-    form: Annotated[
-        Literal["parquet", "csv", "jsonl"], typer.Option("--format", help="Form of the output files.")
-    ] = "parquet",
-    max_errors: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop when more rows fail.", show_default="any number may")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the job that writes to OUTPUT, if any.")] = False,
-    replicas: Annotated[int | None, typer.Option(help="Processes of the model.", show_default="by the model")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of each.", show_default="the cores divided")] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="foretell.toml: settings of the model.")] = None,
+    source: Input,
+    output: Output,
+    columns: Columns = None,
+    where: Filter = "",
+    keep: Keep = None,
+    label: Truth = "",
+    form: Format = "parquet",
+    max_errors: MaxErrors = None,
+    resume: Resume = False,
+    replicas: Replicas = None,
+    threads: Threads = None,
+    config: ConfigFile = None,
     trust_code: TrustCode = False,
     store: StoreUrl = "",
     database: DatabaseUrl = "",
@@ -64,26 +71,30 @@ def run(
       foretell batch delay flights/ out/ --map dep_hour,distance=X --where "month >= 3" --label late
       foretell batch lite0 photos/ out/ --format csv
     """
-    given = {key: value for key, value in (("count", replicas), ("threads", threads)) if value is not None}
-    flags = {
-        "server": {"trust_code": trust_code or None},
-        "store": {"home": store or None, "database": database or None},
-        "models": {parse_reference(model).name: {"replicas": given}} if given and not is_path(model) else None,
-    }
-    settings = load_config(config, flags)
+    settings = load_config(config, _flags(model, replicas, threads, trust_code, store, database))
     with open_store(settings.store.home, settings.store.database) as opened:
         name, digest = _resolve(model, opened)
         reading = Reading(_paths(source), parse_column_map(columns or ()), where)
-        kept = None if keep is None else tuple(part.strip() for part in keep.split(","))
-        writing = Writing(str(Path(output).absolute()), form, kept)
+        writing = Writing(str(Path(output).absolute()), form, None if keep is None else _names(keep))
         truth = Label(*label.partition("=")[::2]) if label else None
         found = Source(reading.paths)
-        spec = JobSpec(name, digest, reading, writing, truth, max_errors=max_errors)
-        job = submit(opened, spec, found, resume)
+        job = submit(opened, JobSpec(name, digest, reading, writing, truth, max_errors=max_errors), found, resume)
         if job.state == "completed":
             show_report(job.report, as_json)
-            return
-        run_job(settings, opened, job, found, as_json)
+        else:
+            run_job(settings, opened, job, found, as_json)
+
+
+def _flags(
+    model: str, replicas: int | None, threads: int | None, trust_code: bool, store: str, database: str
+) -> dict[str, Any]:
+    """The flags as keys of foretell.toml."""
+    given = {key: value for key, value in (("count", replicas), ("threads", threads)) if value is not None}
+    return {
+        "server": {"trust_code": trust_code or None},
+        "store": {"home": store or None, "database": database or None},
+        "models": {model.partition("@")[0]: {"replicas": given}} if given else {},
+    }
 
 
 def _resolve(model: str, store: Store) -> tuple[str, str]:
@@ -96,5 +107,8 @@ def _resolve(model: str, store: Store) -> tuple[str, str]:
 
 def _paths(text: str) -> tuple[str, ...]:
     """Absolute, so that the job can be resumed from anywhere."""
-    paths = [part.strip() for part in text.split(",") if part.strip()]
-    return tuple(path if "://" in path else str(Path(path).absolute()) for path in paths)
+    return tuple(path if "://" in path else str(Path(path).absolute()) for path in _names(text))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
