@@ -20,6 +20,7 @@ from foretell.batch.question import layout_of
 from foretell.batch.scoring import Scorer
 from foretell.batch.source import Source, Survey
 from foretell.batch.spec import JobSpec, OutputFormat, Plan, check_unchanged, decode_plan, decode_spec, encode
+from foretell.batch.tuning import Sizes
 from foretell.core.errors import Conflict, ForetellError, InvalidInput
 from foretell.store.job import JobInfo, JobPart, State
 from foretell.store.jobs import LEASE_S, Jobs
@@ -129,8 +130,11 @@ class JobRun:
 
     async def _decide(self, layout: Layout, survey: Survey) -> None:
         """Choose the sizes of requests and parts, once for the whole job."""
-        table = await asyncio.to_thread(self._source.look, layout)
-        sizes = await self._scorer.sizes(table, survey.row_bytes)
+        sizes = Sizes(self.spec.batch_rows, self.spec.part_rows)
+        if not (sizes.batch_rows and sizes.part_rows):
+            table = await asyncio.to_thread(self._source.look, layout)
+            tried = await self._scorer.sizes(table, survey.row_bytes)
+            sizes = Sizes(sizes.batch_rows or tried.batch_rows, sizes.part_rows or tried.part_rows)
         self.plan = msgspec.structs.replace(self.plan, batch_rows=sizes.batch_rows, part_rows=sizes.part_rows)
         await asyncio.to_thread(self._jobs.plan, self.job.id, self._owner, encode(self.plan))
 

@@ -10,6 +10,10 @@ from foretell.core.errors import Conflict
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
 
+MAY_CHANGE = ("max_errors", "batch_rows", "part_rows")
+"""What may be asked otherwise when a job is resumed (the sizes stay as they were planned)."""
+
+
 class Reading(msgspec.Struct, frozen=True):
     """`paths`: files, folders, globs or URLs. `where`: a filter of rows (see `tables.where`), empty for none."""
 
@@ -47,7 +51,9 @@ class Prompting(msgspec.Struct, frozen=True):
 
 
 class JobSpec(msgspec.Struct, frozen=True):
-    """A job: `model` is name@version. `max_errors`: more failed rows than this stop the job; None: any number."""
+    """A job: `model` is name@version. `max_errors`: more failed rows than this stop the job; None: any number.
+    `batch_rows` of a request and `part_rows` of a part are chosen by trial where they are 0.
+    """
 
     model: str
     digest: str
@@ -56,6 +62,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     label: Label | None = None
     prompting: Prompting | None = None
     max_errors: int | None = None
+    batch_rows: int = 0
+    part_rows: int = 0
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -90,7 +98,7 @@ def check_same(job: str, before: JobSpec, now: JobSpec) -> None:
     """Raise `Conflict` that names what differs from the job that is to be resumed."""
     for field in msgspec.structs.fields(JobSpec):
         old, new = getattr(before, field.name), getattr(now, field.name)
-        if old != new and field.name != "max_errors":
+        if old != new and field.name not in MAY_CHANGE:
             raise Conflict(
                 f"job {job} writes there, and its {field.name} was {_told(old)}, not {_told(new)}. Resume it with"
                 f" `foretell jobs resume {job}`, or give another output folder"

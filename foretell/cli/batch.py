@@ -34,6 +34,10 @@ MaxErrors = Annotated[
     int | None, typer.Option(metavar="N", help="Stop when more rows fail.", show_default="any number may")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the job that writes to OUTPUT, if there is one.")]
+BatchRows = Annotated[int, typer.Option(min=0, metavar="N", help="Rows of a request.", show_default="by trial")]
+PartRows = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Rows of an output file, which a kill may cost.", show_default="15 s")
+]
 Replicas = Annotated[int | None, typer.Option(help="Processes of the model.", show_default="by the model")]
 Threads = Annotated[int | None, typer.Option(help="Threads of each.", show_default="the cores divided")]
 ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="foretell.toml: settings of the model.")]
@@ -50,6 +54,8 @@ def run(
     form: Format = "parquet",
     max_errors: MaxErrors = None,
     resume: Resume = False,
+    batch_rows: BatchRows = 0,
+    part_rows: PartRows = 0,
     replicas: Replicas = None,
     threads: Threads = None,
     config: ConfigFile = None,
@@ -78,7 +84,8 @@ def run(
         writing = Writing(str(Path(output).absolute()), form, None if keep is None else _names(keep))
         truth = Label(*label.partition("=")[::2]) if label else None
         found = Source(reading.paths)
-        job = submit(opened, JobSpec(name, digest, reading, writing, truth, max_errors=max_errors), found, resume)
+        spec = JobSpec(name, digest, reading, writing, truth, None, max_errors, batch_rows, part_rows)
+        job = submit(opened, spec, found, resume)
         if job.state == "completed":
             show_report(job.report, as_json)
         else:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from foretell.app.batch import BatchService
 from foretell.app.config import Config
 from foretell.batch import run as running
-from foretell.batch.report import Report, lines, render_json
+from foretell.batch.report import Report, lines
 from foretell.batch.source import Source
 from foretell.cli.console import print_table
 from foretell.report.units import dollars, seconds
@@ -39,11 +39,12 @@ def run_job(config: Config, store: Store, job: JobInfo, source: Source, as_json:
             report = runner.run(_until_interrupted(config, store, job, source, tell))
         except asyncio.CancelledError:
             report = None
-    if report is None:
+    info = store.jobs.get(job.id)
+    if report is None and info.state != "completed":
         done = store.jobs.totals(job.id)
         print(f"interrupted; {done.rows:,} rows are done. Go on: foretell jobs resume {job.id}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
-    show_report(render_json(report), as_json)
+    show_report(info.report, as_json)
 
 
 async def _until_interrupted(

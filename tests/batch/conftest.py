@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -19,13 +20,15 @@ from foretell.app.batch import BatchService, submit
 from foretell.app.config import Config, ModelSettings, ServerSettings
 from foretell.batch.report import Report
 from foretell.batch.source import Source
-from foretell.batch.spec import JobSpec, Label, Reading, Writing
+from foretell.batch.spec import JobSpec, Label, Reading, Writing, decode_spec, encode
 from foretell.core.column_map import parse_column_map
 from foretell.core.reference import parse_reference
 from foretell.importers import import_model
+from foretell.store.job import JobInfo
 from foretell.store.store import Store
 
 PYTHON_MODEL = """
+import msgspec
 import numpy as np
 {code}
 """
@@ -102,12 +105,18 @@ class World:
 
     def run(self, spec: JobSpec, resume: bool = False) -> Report:
         found = Source(spec.reading.paths)
-        job = submit(self.store, spec, found, resume)
+        return self.go(submit(self.store, spec, found, resume), found)
 
-        async def go() -> Report:
+    def run_again(self, job: JobInfo, **changes) -> Report:
+        """Resume a job as `foretell jobs resume` does, its spec changed."""
+        spec = msgspec.structs.replace(decode_spec(job.spec), **changes)
+        return self.go(msgspec.structs.replace(job, spec=encode(spec)), Source(spec.reading.paths))
+
+    def go(self, job: JobInfo, found: Source) -> Report:
+        async def run() -> Report:
             return await BatchService(self.config, self.store).run(job, found)
 
-        return asyncio.run(go())
+        return asyncio.run(run())
 
     def single(self, name: str) -> None:
         """One replica with one thread: starting several takes longer than these jobs."""
