@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from foretell.batch.spec import Label
 from foretell.core.errors import InvalidInput, did_you_mean
+from foretell.tables.arrays import numbers
 from foretell.tables.values import is_list, is_text, plain
 
 Z = 1.959964
@@ -81,10 +82,10 @@ class Comparison:
         if self.way == "best":
             width = len(said.flatten()) // max(len(said), 1)
             best = said.flatten().to_numpy().reshape(-1, width).argmax(axis=1) if width else np.zeros(0, np.int64)
-            said = pa.array(best)
+            said = numbers(best, pa.int64(), np.int64)
         if self.way == "half":
             said = pc.greater_equal(said, 0.5)
-        both = pa.table({"truth": truth.cast(pa.string()), "said": said.cast(pa.string())})
+        both = pa.Table.from_arrays([truth.cast(pa.string()), said.cast(pa.string())], ["truth", "said"])
         counted = both.group_by(["truth", "said"]).aggregate([([], "count_all")])
         rows = zip(*(counted.column(name).to_pylist() for name in ("truth", "said", "count_all")), strict=True)
         return Tally(list(rows), both.num_rows)

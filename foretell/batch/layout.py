@@ -9,10 +9,12 @@ from foretell.batch.accuracy import Comparison, Tally
 from foretell.batch.part import Scored
 from foretell.batch.spec import JobSpec
 from foretell.core.errors import InvalidInput, did_you_mean
+from foretell.tables.arrays import booleans, numbers, texts
 from foretell.tables.where import Where
 
 ROW = "__row"
 """A column for the time of a filter: which row of the file a row was."""
+ERROR_COLUMNS = ("file", "row", "error")
 KEEP_ALL = "all"
 KEEP_NONE = "none"
 
@@ -59,22 +61,28 @@ class Layout:
         """The rows that the filter lets through; they know which row of the file they were."""
         if self._where is None:
             return table
-        return self._where.apply(table.append_column(ROW, pa.array(np.arange(start, start + table.num_rows))))
+        return self._where.apply(
+            table.append_column(ROW, numbers(np.arange(start, start + table.num_rows), pa.int64(), np.int64))
+        )
 
     def output(self, table: pa.Table, scored: Scored) -> pa.Table:
         """The rows that were answered: kept columns, then predictions."""
         table = without(table, scored)
         columns = [table.column(field.name).cast(field.type) for field in self.kept]
-        return pa.table([*columns, *scored.columns.values()], schema=self.schema)
+        return pa.Table.from_arrays([*columns, *scored.columns.values()], schema=self.schema)
 
     def errors(self, table: pa.Table, start: int, path: str, scored: Scored) -> pa.Table:
         """The rows that were not, with the file, the row of the file, the reason and the kept columns."""
         rows = sorted(scored.failed)
-        chosen = table.take(pa.array(rows, pa.int64()))
-        numbers = chosen.column(ROW) if ROW in chosen.column_names else pa.array([start + row for row in rows])
-        found = {"file": pa.array([path] * len(rows)), "row": numbers}
-        found["error"] = pa.array([scored.failed[row] for row in rows])
-        return pa.table({**{field.name: chosen.column(field.name) for field in self.kept}, **found})
+        chosen = table.take(numbers(rows, pa.int64(), np.int64))
+        places = numbers([start + row for row in rows], pa.int64(), np.int64)
+        if ROW in chosen.column_names:
+            places = chosen.column(ROW)
+        told = texts([scored.failed[row] for row in rows])
+        kept = [chosen.column(field.name) for field in self.kept]
+        return pa.Table.from_arrays(
+            [*kept, texts([path] * len(rows)), places, told], [*self.kept.names, *ERROR_COLUMNS]
+        )
 
     def tally(self, table: pa.Table, scored: Scored) -> Tally | None:
         """What the label column says of the answers."""
@@ -92,7 +100,7 @@ def without(table: pa.Table, scored: Scored) -> pa.Table:
         return table
     there = np.ones(table.num_rows, dtype=bool)
     there[list(scored.failed)] = False
-    return table.filter(pa.array(there))
+    return table.filter(booleans(there))
 
 
 def _kept(spec: JobSpec, schema: pa.Schema, reads: Sequence[str]) -> list[str]:

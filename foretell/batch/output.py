@@ -14,6 +14,7 @@ import pyarrow.parquet
 from foretell.batch.protocol import Publish, Record, Step, SyncFolder, Write
 from foretell.batch.spec import OutputFormat
 from foretell.core.errors import ConfigError, Conflict
+from foretell.tables.arrays import lists
 from foretell.tables.values import is_list
 
 Contents = Mapping[str, tuple[pa.Table, OutputFormat]]
@@ -97,7 +98,7 @@ def json_lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _json_list(array: pa.Array) -> pa.Array:
-    inner = array.values if not array.offset else array.flatten()
+    inner = array.flatten()
     kind = inner.type
     if is_list(kind):
         items = _json_list(inner)
@@ -106,13 +107,9 @@ def _json_list(array: pa.Array) -> pa.Array:
         items = pc.binary_join_element_wise('"', escaped, '"', "")
     else:
         items = inner.cast(pa.string())
-    lists = pa.ListArray.from_arrays(_offsets(array), items.cast(pa.string()))
-    return pc.binary_join_element_wise("[", pc.binary_join(lists, ","), "]", "")
-
-
-def _offsets(array: pa.Array) -> pa.Array:
-    lengths = pc.list_value_length(array)
-    return pa.array([0, *pc.cumulative_sum(lengths.cast(pa.int32())).to_numpy()], pa.int32())
+    counts = pc.list_value_length(array).fill_null(0).to_numpy()
+    rows = lists(counts, items.cast(pa.string()))
+    return pc.binary_join_element_wise("[", pc.binary_join(rows, ","), "]", "")
 
 
 def _sync(path: Path) -> None:

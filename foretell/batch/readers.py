@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from foretell.batch.files import InputFile, InputFormat
 from foretell.core.errors import InvalidInput
+from foretell.tables.arrays import blobs, texts
 
 PATH, CONTENT = "path", "content"
 """The columns of an input that consists of whole files."""
@@ -117,9 +118,8 @@ def _files(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Rea
             names = list(file.members[at : at + _FILES_AT_A_TIME])
             found = file.filesystem.cat(names) if CONTENT in columns else {}
             contents = [found.get(name, b"") for name in names]
-            yield pa.record_batch([pa.array(names), pa.array(contents, pa.binary())], schema=schema).select(
-                list(columns)
-            )
+            arrays = [texts(names), blobs(contents, pa.binary())]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema).select(list(columns))
 
     return Reader(schema, len(file.members), read, file.seen.size / max(len(file.members), 1))
 

@@ -21,6 +21,7 @@ from foretell.core.reference import Reference
 from foretell.core.request import Request
 from foretell.core.tensor import Tensors, TensorSpec
 from foretell.plane.plane import Plane
+from foretell.tables.arrays import numbers
 from foretell.tables.inputs import Inputs
 from foretell.tables.outputs import column_type, text_faults, to_column
 
@@ -146,7 +147,7 @@ def joined(pieces: Sequence[Piece], rows: int, spec: TensorSpec) -> pa.Array:
     if spec.shape[0] != -1:  # one row at a time, its axis is in the array
         arrays = [array.reshape(1, *array.shape[1:]) for array in arrays]
     if not arrays:
-        return pa.array([], column_type(spec))
+        return pa.nulls(0, column_type(spec))
     shapes = {array.shape[1:] for array in arrays}
     if len(shapes) == 1:
         whole = np.empty((rows, *shapes.pop()), dtype=arrays[0].dtype)
@@ -156,7 +157,7 @@ def joined(pieces: Sequence[Piece], rows: int, spec: TensorSpec) -> pa.Array:
     columns = pa.concat_arrays([to_column(array, spec) for array in arrays])
     order = np.empty(rows, dtype=np.int64)
     order[np.concatenate([piece.rows for piece in pieces])] = np.arange(rows)
-    return columns.take(pa.array(order))
+    return columns.take(numbers(order, pa.int64(), np.int64))
 
 
 def _drop_what_is_no_text(pieces: Sequence[Piece], spec: TensorSpec, failed: dict[int, str]) -> None:

@@ -74,14 +74,17 @@ class Source:
         return Survey(schema, tuple(rows), row_bytes)
 
     def look(self, layout: Layout) -> pa.Table:
-        """The first rows that the filter lets through."""
+        """The first rows that the filter lets through, at most `LOOK_ROWS`; all of one file."""
         for file in self.files:
+            found: list[pa.Table] = []
             with open_input(file, LOOK_ROWS) as reader:
                 for batch in reader.read(0, layout.reads):
-                    table = layout.filtered(pa.Table.from_batches([batch.slice(0, LOOK_ROWS)]), 0)
-                    if table.num_rows:
-                        return table
-        return pa.table({})
+                    found.append(layout.filtered(pa.Table.from_batches([batch]), 0))
+                    if sum(table.num_rows for table in found) >= LOOK_ROWS:
+                        break
+            if any(table.num_rows for table in found):
+                return pa.concat_tables(found).slice(0, LOOK_ROWS)
+        return layout.schema.empty_table()
 
     def parts(
         self, layout: Layout, part_rows: int, rows: Sequence[int | None], done: Mapping[PartKey, object]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from foretell.core.errors import InvalidInput
 from foretell.core.tensor import DTYPES
+from foretell.tables.arrays import booleans
 
 Mask = NDArray[np.bool_]
 Faults = list[tuple[Mask, str]]
@@ -123,7 +124,7 @@ def lists_of(array: pa.Array, datatype: str, shape: tuple[int, ...]) -> tuple[ND
         faults.append((_numpy(array.is_null()), f"null, the model expects a list of {want}"))
     if not right.all():
         faults.append((~right, f"a list of another length than {want}"))
-        array = array.filter(pa.array(right))
+        array = array.filter(booleans(right))
     flat = plain(array.flatten())
     if nested:
         inner, found = lists_of(flat, datatype, shape[1:])

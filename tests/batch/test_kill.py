@@ -1,5 +1,5 @@
-"""kill -9 at random moments, of the real command: the job is resumed until it is done, and its output is row by row that
-of a run which nobody disturbed.
+"""kill -9 at random moments, of the real command: the job is resumed until it is done, and its output is row by row
+that of a run which nobody disturbed.
 """
 
 import os
