@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -15,7 +16,7 @@ from foretell.batch.protocol import Publish, Record, Step, SyncFolder, Write
 from foretell.batch.spec import OutputFormat
 from foretell.core.errors import ConfigError, Conflict
 from foretell.tables.arrays import lists
-from foretell.tables.values import is_list
+from foretell.tables.values import is_list, lengths_of
 
 Contents = Mapping[str, tuple[pa.Table, OutputFormat]]
 """A part's files: name → what is in it."""
@@ -107,7 +108,7 @@ def _json_list(array: pa.Array) -> pa.Array:
         items = pc.binary_join_element_wise('"', escaped, '"', "")
     else:
         items = inner.cast(pa.string())
-    counts = pc.list_value_length(array).fill_null(0).to_numpy()
+    counts = np.maximum(lengths_of(array), 0)
     rows = lists(counts, items.cast(pa.string()))
     return pc.binary_join_element_wise("[", pc.binary_join(rows, ","), "]", "")
 

@@ -1,4 +1,7 @@
-"""Arrow arrays of values and lists → numpy, with the rows that cannot be used named. Knows no signature."""
+"""Arrow arrays of values and lists → numpy, with the rows that cannot be used named. Knows no signature.
+
+No call here takes a Python value where Arrow would make a scalar of it: that imports pandas (see `arrays`).
+"""
 
 from typing import Any
 
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 from foretell.core.errors import InvalidInput
 from foretell.core.tensor import DTYPES
-from foretell.tables.arrays import booleans
+from foretell.tables.arrays import booleans, numbers, texts
 
 Mask = NDArray[np.bool_]
 Faults = list[tuple[Mask, str]]
@@ -73,12 +76,11 @@ def numbers_of(array: pa.Array, datatype: str) -> tuple[NDArray[Any], Faults]:
     if pa.types.is_decimal(array.type):
         array = array.cast(pa.float64())
     if nulls and dtype.kind == "f":
-        if not pa.types.is_floating(array.type):
-            array = array.cast(pa.float64())
-        array = array.fill_null(float("nan"))
+        # Arrow hands a null among floating-point numbers over as NaN.
+        array = array if pa.types.is_floating(array.type) else array.cast(pa.float64())
     elif nulls:
         faults.append((_numpy(array.is_null()), f"null, the model expects {datatype}"))
-        array = array.fill_null(False if pa.types.is_boolean(array.type) else 0)
+        array = pc.coalesce(array, numbers(np.zeros(len(array)), pa.int8(), np.int8).cast(array.type))
     values = _numpy(array)
     if values.dtype == dtype:
         return values, faults
@@ -97,9 +99,9 @@ def texts_of(array: pa.Array) -> tuple[NDArray[Any], Faults]:
     faults: Faults = []
     if array.null_count:
         faults.append((_numpy(array.is_null()), "null, the model expects BYTES"))
-        if pa.types.is_null(array.type):
-            array = pa.nulls(len(array), pa.binary())
-        array = array.fill_null(b"" if "binary" in str(array.type) else "")
+        if pa.types.is_null(array.type) or pa.types.is_fixed_size_binary(array.type):
+            array = array.cast(pa.binary())
+        array = pc.coalesce(array, texts([""] * len(array)).cast(array.type))
     large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
     return array.cast(pa.large_binary() if large else pa.binary()).to_numpy(zero_copy_only=False), faults
 
@@ -107,6 +109,12 @@ def texts_of(array: pa.Array) -> tuple[NDArray[Any], Faults]:
 def values_of(array: pa.Array, datatype: str) -> tuple[NDArray[Any], Faults]:
     """One value a row: numbers, or bytes for BYTES."""
     return texts_of(array) if datatype == "BYTES" else numbers_of(array, datatype)
+
+
+def lengths_of(array: pa.Array) -> NDArray[np.int64]:
+    """How long each list is, -1 for null."""
+    lengths = _numpy(pc.list_value_length(array))
+    return np.nan_to_num(lengths, nan=-1).astype(np.int64) if array.null_count else lengths.astype(np.int64)
 
 
 def lists_of(array: pa.Array, datatype: str, shape: tuple[int, ...]) -> tuple[NDArray[Any], Faults]:
@@ -117,8 +125,7 @@ def lists_of(array: pa.Array, datatype: str, shape: tuple[int, ...]) -> tuple[ND
     size = int(np.prod(shape))
     nested = len(shape) > 1 and is_list(plain(array[:0]).type.value_type)
     want = shape[0] if nested else size
-    lengths = pc.list_value_length(array)
-    right = _numpy(pc.equal(lengths, want).fill_null(False))
+    right = lengths_of(array) == want
     faults: Faults = []
     if array.null_count:
         faults.append((_numpy(array.is_null()), f"null, the model expects a list of {want}"))
@@ -148,7 +155,8 @@ def ragged_of(array: pa.Array, datatype: str) -> tuple[NDArray[Any], NDArray[np.
     faults: Faults = []
     if array.null_count:
         faults.append((_numpy(array.is_null()), "null, the model expects a list"))
-    lengths = _numpy(pc.list_value_length(array).fill_null(0)).astype(np.int64)
+    lengths = lengths_of(array)
+    lengths[lengths < 0] = 0
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     values, found = values_of(plain(array.flatten()), datatype)
