@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 
 from foretell.app.config import Config, ObservationSettings
-from foretell.app.deployments import deployment_spec, generation_settings
+from foretell.app.deployments import deployment_spec, generation_settings, with_draft
 from foretell.app.telemetry import Telemetry
+from foretell.batch.generating import PromptScorer
 from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
+from foretell.batch.prompts import PromptQuestion
 from foretell.batch.question import layout_of, question_of
 from foretell.batch.report import NAMES, Report, make_report, render_html, render_json
 from foretell.batch.run import JobRun, Progress, leave
@@ -19,6 +21,7 @@ from foretell.batch.scoring import RowScorer, Scorer
 from foretell.batch.source import Source
 from foretell.batch.spec import JobSpec, Plan, check_same, check_unchanged, decode_plan, decode_spec, encode
 from foretell.core.errors import PackageError
+from foretell.core.observation import Observation
 from foretell.core.reference import Reference, parse_reference
 from foretell.core.settings import CacheSettings
 from foretell.fleet.launcher import Launcher, LocalProcess
@@ -61,7 +64,8 @@ class BatchService:
         self._store = store
         quiet = ObservationSettings(access_log="", folder=config.observations.folder)
         self._telemetry = Telemetry(quiet, tuple)
-        self._plane = Plane(launch, self._telemetry.record)
+        self._bill: dict[str, float] = {}
+        self._plane = Plane(launch, self._record)
 
     async def run(
         self, job: JobInfo, source: Source, tell: Callable[[Progress], None] = lambda progress: None
@@ -91,9 +95,22 @@ class BatchService:
         await self._plane.deploy(deployment)
         schema = await asyncio.to_thread(source.first_schema)
         question = question_of(spec, deployment.manifest, source, schema)
-        slots = SLOTS * (deployment.replicas.count or MOST_REPLICAS)
+        replicas = deployment.replicas.count or MOST_REPLICAS
         dollars_per_second = deployment.replica_dollars_per_hour / 3600.0
+        if isinstance(question, PromptQuestion):
+            slots = replicas * deployment.generation.slots
+            return PromptScorer(self._plane, reference, question, slots, self._spent, dollars_per_second)
+        slots = SLOTS * replicas
         return RowScorer(self._plane, reference, question, slots, dollars_per_second)
+
+    def _record(self, observation: Observation) -> None:
+        """Every generation's cost is kept until its row asks for it."""
+        if observation.tokens is not None:
+            self._bill[observation.request_id] = observation.cost_dollars
+        self._telemetry.record(observation)
+
+    def _spent(self, request: str) -> float:
+        return self._bill.pop(request, 0.0)
 
     def _spec(self, reference: Reference, digest: str) -> DeploymentSpec:
         """As it is served, but nothing is refused for want of room, cached or timed out."""
@@ -101,7 +118,7 @@ class BatchService:
         package = self._store.fetch(info)
         if info.digest != digest:
             raise PackageError(f"{info} is another package than the one that the job began with; start a new job")
-        generation = generation_settings(info.name, package, self._config)
+        generation = with_draft(generation_settings(info.name, package, self._config), self._store)
         spec = deployment_spec(info.name, str(info.number), package, self._config, generation)
         batching = msgspec.structs.replace(spec.batching, max_queue_rows=_NO_LIMIT, timeout_ms=0.0)
         return msgspec.structs.replace(spec, batching=batching, cache=CacheSettings())

@@ -5,15 +5,11 @@ import logging
 import time
 from collections.abc import Iterable
 
-import msgspec
-
 from foretell.app.config import Config
-from foretell.app.deployments import deployment_spec, generation_settings
-from foretell.app.packages import is_path
+from foretell.app.deployments import deployment_spec, generation_settings, with_draft
 from foretell.core.errors import ConfigError, Conflict, ForetellError, NotFound, did_you_mean
-from foretell.core.reference import Reference, parse_reference
+from foretell.core.reference import Reference
 from foretell.core.routing import Route, RoutingTable, Target
-from foretell.core.settings import GenerationSettings
 from foretell.plane.info import IndexEntry
 from foretell.plane.plane import Plane
 from foretell.store.package import Package
@@ -146,18 +142,11 @@ class Catalog:
     async def _deploy(self, name: str, version: str, package: Package) -> None:
         if (name, version) in self._in_service():
             return
-        generation = await self._with_draft(generation_settings(name, package, self._config))
+        settings = generation_settings(name, package, self._config)
+        generation = await asyncio.to_thread(with_draft, settings, self._store)
         spec = deployment_spec(name, version, package, self._config, generation)
         await self._plane.deploy(spec)
         log.info("%s@%s: in service", name, version)
-
-    async def _with_draft(self, settings: GenerationSettings) -> GenerationSettings:
-        """The settings with a folder where they name a draft model of the store."""
-        if not settings.draft or is_path(settings.draft):
-            return settings
-        info = await asyncio.to_thread(self._store.resolve, parse_reference(settings.draft))
-        package = await asyncio.to_thread(self._store.fetch, info)
-        return msgspec.structs.replace(settings, draft=str(package.path))
 
     def _note(self, reference: Reference, error: Exception) -> None:
         reason = error.message if isinstance(error, ForetellError) else f"{type(error).__name__}: {error}"

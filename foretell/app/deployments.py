@@ -1,11 +1,16 @@
 """From a package and the operator's settings to what is deployed; the one place where both meet."""
 
+import msgspec
+
 from foretell.accel.hardware import usable_cores
 from foretell.app.config import Config, ModelSettings, override
+from foretell.app.packages import is_path
+from foretell.core.reference import parse_reference
 from foretell.core.settings import GenerationSettings
 from foretell.fleet.spec import fit
 from foretell.plane.spec import DeploymentSpec
 from foretell.store.package import Package
+from foretell.store.store import Store
 
 
 def generation_settings(name: str, package: Package, config: Config) -> GenerationSettings:
@@ -13,6 +18,14 @@ def generation_settings(name: str, package: Package, config: Config) -> Generati
     given = config.models.get(name, ModelSettings())
     settings: GenerationSettings = override(name, "generation", package.manifest.generation, given.generation)
     return settings
+
+
+def with_draft(settings: GenerationSettings, store: Store) -> GenerationSettings:
+    """The settings with a folder where they name a draft model of the store. Blocks while it is fetched."""
+    if not settings.draft or is_path(settings.draft):
+        return settings
+    package = store.fetch(store.resolve(parse_reference(settings.draft)))
+    return msgspec.structs.replace(settings, draft=str(package.path))
 
 
 def deployment_spec(

@@ -6,6 +6,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from foretell.batch.layout import Layout
+from foretell.batch.prompts import PromptQuestion
 from foretell.batch.readers import CONTENT
 from foretell.batch.source import Source
 from foretell.batch.spec import JobSpec
@@ -52,8 +53,19 @@ class RowQuestion:
         check_columns(schema, self.columns.complete(self.signature, schema.names), self.signature)
 
 
-def question_of(spec: JobSpec, manifest: Manifest, source: Source, schema: pa.Schema) -> RowQuestion:
+def question_of(spec: JobSpec, manifest: Manifest, source: Source, schema: pa.Schema) -> RowQuestion | PromptQuestion:
     """What `spec` asks of a model. Raises `InvalidInput` where the first file's columns do not fit it."""
+    generates = manifest.runtime == "llm"
+    if generates != (spec.prompting is not None):
+        raise InvalidInput(
+            f"{spec.model} is a language model: say what to ask it with --prompt 'text with {{column}}'"
+            if generates
+            else f"{spec.model} predicts rows, --prompt is for language models; map columns with --map instead"
+        )
+    if spec.prompting is not None:
+        asked = PromptQuestion(spec.prompting)
+        asked.check(schema)
+        return asked
     signature = manifest.signature
     columns = spec.reading.columns
     texts = [each.name for each in signature.inputs if each.datatype == "BYTES"]

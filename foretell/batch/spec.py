@@ -39,14 +39,15 @@ class Label(msgspec.Struct, frozen=True):
 
 class Prompting(msgspec.Struct, frozen=True):
     """For a language model. `template` has {column} in it; `schema` is a JSON schema whose properties become columns,
-    empty for plain text.
+    empty for plain text. `chat`: the prompt is what a user says; otherwise a text to be continued.
     """
 
     template: str
     schema: str = ""
     system: str = ""
+    chat: bool = True
     max_tokens: int = 256
-    temperature: float | None = None
+    temperature: float = 0.0
     seed: int | None = None
 
 

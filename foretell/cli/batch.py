@@ -9,13 +9,15 @@ from foretell.app.batch import submit
 from foretell.app.config import load_config
 from foretell.app.packages import is_path, open_store
 from foretell.batch.source import Source
-from foretell.batch.spec import JobSpec, Label, Reading, Writing
+from foretell.batch.spec import JobSpec, Label, Prompting, Reading, Writing
 from foretell.cli.batch_run import run_job, show_report
 from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl, TrustCode
 from foretell.core.column_map import parse_column_map
 from foretell.core.errors import ConfigError
 from foretell.core.reference import parse_reference
+from foretell.store.package import Package
 from foretell.store.store import Store
+from foretell.store.version import VersionInfo
 
 Input = Annotated[str, typer.Argument(metavar="INPUT", help="A file, folder, glob or URL; several with commas.")]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="A folder of this machine; it is made.")]
@@ -34,6 +36,12 @@ MaxErrors = Annotated[
     int | None, typer.Option(metavar="N", help="Stop when more rows fail.", show_default="any number may")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the job that writes to OUTPUT, if there is one.")]
+Prompt = Annotated[str, typer.Option(metavar="TEXT", help="For a language model: what to ask, with {column} in it.")]
+Schema = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="JSON schema of its answers; the properties become columns.")
+]
+System = Annotated[str, typer.Option(metavar="TEXT", help="What the language model is told first.")]
+MaxTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Of each answer of a language model.")]
 BatchRows = Annotated[int, typer.Option(min=0, metavar="N", help="Rows of a request.", show_default="by trial")]
 PartRows = Annotated[
     int, typer.Option(min=0, metavar="N", help="Rows of an output file, which a kill may cost.", show_default="15 s")
@@ -54,6 +62,10 @@ def run(
     form: Format = "parquet",
     max_errors: MaxErrors = None,
     resume: Resume = False,
+    prompt: Prompt = "",
+    schema: Schema = None,
+    system: System = "",
+    max_tokens: MaxTokens = 256,
     batch_rows: BatchRows = 0,
     part_rows: PartRows = 0,
     replicas: Replicas = None,
@@ -76,15 +88,17 @@ def run(
       foretell batch minilm 'reviews/*.csv' out/ --map review=text --keep id
       foretell batch delay flights/ out/ --map dep_hour,distance=X --where "month >= 3" --label late
       foretell batch lite0 photos/ out/ --format csv
+      foretell batch smollm2 mails.jsonl out/ --prompt "Is this spam? {body}" --schema verdict.json
     """
     settings = load_config(config, _flags(model, replicas, threads, trust_code, store, database))
     with open_store(settings.store.home, settings.store.database) as opened:
-        name, digest = _resolve(model, opened)
+        info = _resolve(model, opened)
+        asked = _prompting(opened.fetch(info), prompt, schema, system, max_tokens) if prompt else None
         reading = Reading(_paths(source), parse_column_map(columns or ()), where)
         writing = Writing(str(Path(output).absolute()), form, None if keep is None else _names(keep))
         truth = Label(*label.partition("=")[::2]) if label else None
         found = Source(reading.paths)
-        spec = JobSpec(name, digest, reading, writing, truth, None, max_errors, batch_rows, part_rows)
+        spec = JobSpec(str(info), info.digest, reading, writing, truth, asked, max_errors, batch_rows, part_rows)
         job = submit(opened, spec, found, resume)
         if job.state == "completed":
             show_report(job.report, as_json)
@@ -104,12 +118,20 @@ def _flags(
     }
 
 
-def _resolve(model: str, store: Store) -> tuple[str, str]:
-    """The version that is meant now, and its digest: the job stays with it though an alias may move."""
+def _prompting(package: Package, prompt: str, schema: Path | None, system: str, max_tokens: int) -> Prompting:
+    """What a language model is asked: as a user where it has a template for chats."""
+    try:
+        text = schema.read_text() if schema else ""
+    except OSError as error:
+        raise ConfigError(f"{schema}: {error.strerror}; name a readable file with a JSON schema") from None
+    return Prompting(prompt, text, system, (package.path / "chat_template.jinja").is_file(), max_tokens)
+
+
+def _resolve(model: str, store: Store) -> VersionInfo:
+    """The version that is meant now: the job stays with it though an alias may move."""
     if is_path(model):
         raise ConfigError(f"a job can be resumed only with a model of the store: foretell add NAME {model}")
-    info = store.resolve(parse_reference(model))
-    return str(info), info.digest
+    return store.resolve(parse_reference(model))
 
 
 def _paths(text: str) -> tuple[str, ...]:
