@@ -130,7 +130,9 @@ def wilson(right: int, rows: int) -> tuple[float, float]:
     spread = Z * math.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
     middle = share + Z**2 / (2 * rows)
     scale = 1 + Z**2 / rows
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    low = (middle - spread) / scale if right else 0.0
+    high = (middle + spread) / scale if right < rows else 1.0
+    return low, high
 
 
 def _errors(tally: Tally) -> list[Estimate]:

@@ -13,7 +13,7 @@ from foretell.batch.spec import JobSpec
 from foretell.core.column_map import ColumnMap
 from foretell.core.errors import InvalidInput
 from foretell.core.tensor import Signature
-from foretell.store.manifest import Manifest
+from foretell.store.manifest import Manifest, TextStep
 from foretell.tables.inputs import check_columns
 from foretell.tables.outputs import column_type
 
@@ -32,11 +32,14 @@ class Question(Protocol):
 
 
 class RowQuestion:
-    """Of a model that predicts: `columns` feed its inputs, its outputs become columns."""
+    """Of a model that predicts: `columns` feed its inputs, its outputs become columns. `pads`: its texts are padded to
+    the longest of a request, so that rows of similar length belong together.
+    """
 
-    def __init__(self, signature: Signature, columns: ColumnMap) -> None:
+    def __init__(self, signature: Signature, columns: ColumnMap, pads: bool = False) -> None:
         self.signature = signature
         self.columns = columns
+        self.pads = pads
         for spec in signature.outputs:
             if not spec.shape or spec.shape[0] not in (-1, 1):
                 raise InvalidInput(f"output {spec} has no row axis: its values belong to no row of a table")
@@ -71,7 +74,8 @@ def question_of(spec: JobSpec, manifest: Manifest, source: Source, schema: pa.Sc
     texts = [each.name for each in signature.inputs if each.datatype == "BYTES"]
     if source.of_files and len(texts) == 1 and texts[0] not in columns.feeds:
         columns = ColumnMap({**columns.feeds, texts[0]: (CONTENT,)})
-    question = RowQuestion(signature, columns.complete(signature, schema.names))
+    pads = any(isinstance(step, TextStep) for step in manifest.transform.before)
+    question = RowQuestion(signature, columns.complete(signature, schema.names), pads)
     question.check(schema)
     return question
 

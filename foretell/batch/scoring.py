@@ -71,7 +71,7 @@ class RowScorer:
         inputs = await asyncio.to_thread(Inputs, table, self._columns, self._signature)
         failed = inputs.reasons()
         size = batch_rows if self._signature.batchable else 1
-        found = await together(self._ask(inputs, rows, failed) for rows in requests(inputs, size))
+        found = await together(self._ask(inputs, rows, failed) for rows in requests(inputs, size, self.question.pads))
         pieces = [piece for part, _ in found for piece in part]
         compute_s = sum(seconds for _, seconds in found)
         columns = await asyncio.to_thread(self._columns_of, pieces, inputs.rows, failed)
@@ -87,7 +87,7 @@ class RowScorer:
         row_s, size = 0.0, next(trial)
         try:
             while True:
-                rows = next(requests(inputs, size), None)
+                rows = next(requests(inputs, size, self.question.pads), None)
                 if rows is None:  # none of them is good: whatever the size, nothing will be asked
                     break
                 began = time.monotonic()
@@ -127,10 +127,10 @@ class RowScorer:
         return {spec.name: joined(pieces, int(done.sum()), spec) for spec in self._signature.outputs}
 
 
-def requests(inputs: Inputs, batch_rows: int) -> Iterator[NDArray[np.int64]]:
-    """The rows of each request: only good ones; where their lengths vary, rows of similar length together."""
+def requests(inputs: Inputs, batch_rows: int, by_length: bool) -> Iterator[NDArray[np.int64]]:
+    """The rows of each request: only good ones, in order; `by_length` those of similar length together."""
     rows = np.flatnonzero(inputs.good())
-    if inputs.lengths is not None:
+    if inputs.lengths is not None and (by_length or inputs.ragged):
         rows = rows[np.argsort(inputs.lengths[rows], kind="stable")]
     at = 0
     while at < len(rows):
