@@ -12,7 +12,7 @@ import pytest
 
 from tests.batch.conftest import read
 
-ROWS = 6000
+ROWS = 4000
 MODEL = """
 import time
 def predict(x):

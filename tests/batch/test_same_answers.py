@@ -34,7 +34,6 @@ def images(folder) -> list[bytes]:
 
 
 DEMO = {
-    "digits": (demo_models.digits, "", "X", lambda folder: list(load_digits().data[:40].astype(np.float32))),
     "digits_onnx": (demo_models.digits_onnx, "", "X", lambda folder: list(load_digits().data[:40].astype(np.float32))),
     "minilm": (demo_models.minilm, "", "text", lambda folder: texts()),
     "lite0": (demo_models.lite0, LITE0_CONFIG, "image", images),
