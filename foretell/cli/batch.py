@@ -13,7 +13,7 @@ from foretell.batch.spec import JobSpec, Label, Prompting, Reading, Writing
 from foretell.cli.batch_run import run_job, show_report
 from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl, TrustCode
 from foretell.core.column_map import parse_column_map
-from foretell.core.errors import ConfigError
+from foretell.core.errors import ConfigError, InvalidInput, NotFound
 from foretell.core.reference import parse_reference
 from foretell.store.package import Package
 from foretell.store.store import Store
@@ -129,9 +129,14 @@ def _prompting(package: Package, prompt: str, schema: Path | None, system: str, 
 
 def _resolve(model: str, store: Store) -> VersionInfo:
     """The version that is meant now: the job stays with it though an alias may move."""
-    if is_path(model):
-        raise ConfigError(f"a job can be resumed only with a model of the store: foretell add NAME {model}")
-    return store.resolve(parse_reference(model))
+    try:
+        return store.resolve(parse_reference(model))
+    except (InvalidInput, NotFound):
+        if not is_path(model):
+            raise
+        raise ConfigError(
+            f"{model} is no model of the store; a job can be resumed only with one: foretell add NAME {model}"
+        ) from None
 
 
 def _paths(text: str) -> tuple[str, ...]:
