@@ -12,7 +12,7 @@ import pytest
 
 from tests.batch.conftest import read
 
-ROWS = 4000
+ROWS = 7000
 MODEL = """
 import time
 def predict(x):
@@ -46,11 +46,12 @@ def test_whoever_is_killed_and_however_often_the_output_is_that_of_an_undisturbe
     for _ in range(5):
         process = command(job, "out", "--resume", "--replicas", 1)
         until_working(job, process)
-        time.sleep(chance.uniform(0.0, 0.35))
+        time.sleep(chance.uniform(0.0, 0.15))
         kill(process, whom)
         if whom == "replica":
             break  # the parent goes on by itself
         process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it was killed in mid-job"
         whole_parts_only(job)
     if whom != "replica":
         process = command(job, "out", "--resume", "--replicas", 1)
