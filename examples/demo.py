@@ -21,12 +21,12 @@ from rich.table import Table
 from sklearn.datasets import load_digits, load_sample_images
 
 from examples import demo_models
-from foretell.app.columns import to_tensors
 from foretell.app.packages import open_store
 from foretell.cli.chat_server import ChatServer
 from foretell.cli.child import ChildServer
 from foretell.cli.importing import make_package
 from foretell.cli.remote import RemoteModel
+from foretell.core.columns import to_tensors
 from foretell.core.errors import ForetellError
 
 SENTENCES = (

@@ -5,19 +5,13 @@ import logging
 import time
 from collections.abc import Iterable
 
-import msgspec
-
-from foretell.accel.hardware import usable_cores
-from foretell.app.config import Config, ModelSettings, override
-from foretell.app.packages import is_path
+from foretell.app.config import Config
+from foretell.app.deployments import deployment_spec, generation_settings, with_draft
 from foretell.core.errors import ConfigError, Conflict, ForetellError, NotFound, did_you_mean
-from foretell.core.reference import Reference, parse_reference
+from foretell.core.reference import Reference
 from foretell.core.routing import Route, RoutingTable, Target
-from foretell.core.settings import GenerationSettings
-from foretell.fleet.spec import fit
 from foretell.plane.info import IndexEntry
 from foretell.plane.plane import Plane
-from foretell.plane.spec import DeploymentSpec
 from foretell.store.package import Package
 from foretell.store.store import Store
 
@@ -148,34 +142,11 @@ class Catalog:
     async def _deploy(self, name: str, version: str, package: Package) -> None:
         if (name, version) in self._in_service():
             return
-        manifest = package.manifest
-        given = self._config.models.get(name, ModelSettings())
-        cores = usable_cores()
-        own = override(name, "replicas", manifest.replicas, given.replicas)
-        replicas = fit(own, cores, generates=manifest.runtime == "llm")
-        spec = DeploymentSpec(
-            name=name,
-            version=version,
-            package=str(package.path),
-            manifest=manifest,
-            batching=override(name, "batching", manifest.batching, given.batching),
-            cache=override(name, "cache", manifest.cache, given.cache),
-            replicas=replicas,
-            generation=await self._with_draft(override(name, "generation", manifest.generation, given.generation)),
-            cores=cores,
-            trust_code=self._config.server.trust_code,
-            replica_dollars_per_hour=self._config.hardware.dollars_per_hour * min(1.0, replicas.threads / cores),
-        )
+        settings = generation_settings(name, package, self._config)
+        generation = await asyncio.to_thread(with_draft, settings, self._store)
+        spec = deployment_spec(name, version, package, self._config, generation)
         await self._plane.deploy(spec)
         log.info("%s@%s: in service", name, version)
-
-    async def _with_draft(self, settings: GenerationSettings) -> GenerationSettings:
-        """The settings with a folder where they name a draft model of the store."""
-        if not settings.draft or is_path(settings.draft):
-            return settings
-        info = await asyncio.to_thread(self._store.resolve, parse_reference(settings.draft))
-        package = await asyncio.to_thread(self._store.fetch, info)
-        return msgspec.structs.replace(settings, draft=str(package.path))
 
     def _note(self, reference: Reference, error: Exception) -> None:
         reason = error.message if isinstance(error, ForetellError) else f"{type(error).__name__}: {error}"

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from foretell.app.columns import to_tensors
 from foretell.app.packages import Opened, open_store, open_target
 from foretell.app.speaking import Prompt, Speaker, request_of
+from foretell.core.columns import to_tensors
 from foretell.core.errors import InvalidInput, ModelFailed
 from foretell.core.generation import Event, GenerateRequest, Piece
 from foretell.core.model import Predictor

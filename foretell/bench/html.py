@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from foretell.bench.measure import Result
-from foretell.bench.page import COLOURS, Plot, card, decades, line_chart, ms, page, row, span, steps
+from foretell.report.page import COLOURS, Plot, card, decades, line_chart, ms, page, row, span, steps
 
 
 def render_html(
@@ -28,7 +28,7 @@ def render_html(
     if any(len(result.timeline) > 1 for result in answered):
         plots.append(card("Answers per second over time", _throughput(results)))
         plots.append(card("Median latency over time", _medians(results)))
-    return page(cards, plots)
+    return page("foretell bench", cards, plots)
 
 
 def _percentiles(results: Sequence[Result]) -> str:

@@ -25,6 +25,11 @@ VERBS = {
     "predict": "Ask a model once: from the store, a file, or a running server.",
     "chat": "Talk to a language model in the terminal.",
     "serve": "Serve models over REST, gRPC and OpenAI's API.",
+    "batch": "Run a model over tables or files; resumable, every row once.",
+    "jobs": "List the batch jobs.",
+    "jobs show": "Explain one job: how far it is, why it failed, its report.",
+    "jobs resume": "Go on with a job that was interrupted, killed or failed.",
+    "jobs cancel": "End a job for good.",
     "bench": "Measure latency, throughput and cost of a model or a server.",
     "bench llm": "Measure a language model: tokens per second, first token, inter-token latency.",
 }

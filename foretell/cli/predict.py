@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from foretell.app.columns import to_tensors
 from foretell.app.model import Model, load
 from foretell.app.packages import open_store
 from foretell.cli.console import busy, print_json, print_table
 from foretell.cli.inputs import Given, read_columns
 from foretell.cli.options import DatabaseUrl, StoreUrl, TrustCode
 from foretell.cli.remote import RemoteModel
+from foretell.core.columns import to_tensors
 from foretell.core.tensor import Tensor, Tensors
 from foretell.store.sample import encode_columns
 

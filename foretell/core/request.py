@@ -11,6 +11,7 @@ class Request(msgspec.Struct, gc=False):
     `priority`: 0 is the default; smaller numbers run earlier. `deadline`: monotonic seconds after which the
     answer is worthless, or None. `protocol`: the entrance it came through, for observations.
     `sticky`: the routing key (user, session) that keeps a caller on one version while weights are split.
+    `whole`: the rows are a batch as they are; they run at once where a replica has room, joined with no others.
     """
 
     inputs: Tensors
@@ -20,6 +21,7 @@ class Request(msgspec.Struct, gc=False):
     deadline: float | None = None
     protocol: str = "python"
     sticky: str = ""
+    whole: bool = False
 
 
 class Timing(msgspec.Struct, gc=False):

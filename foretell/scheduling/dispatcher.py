@@ -137,6 +137,24 @@ class Dispatcher:
         if lane is None:
             return False
         now = self._clock()
+        rows = self.queue.next_whole() or self._decide(lane, now)
+        if not rows:
+            return False
+        tickets = self.queue.cut(rows, self._settings.max_batch_bytes)
+        if not tickets:
+            return False
+        for ticket in tickets:
+            ticket.started = now
+        batch = Batch(tickets, now)
+        self._running.add(batch)
+        try:
+            lane.send(batch)
+        except Exception as error:  # nothing of it left: only its own requests may pay for that
+            self.failed(batch, ModelFailed(f"the request could not be sent to a replica: {error}"))
+        return True
+
+    def _decide(self, lane: Lane, now: float) -> int:
+        """How many rows to cut for `lane` now; 0 asks to be called again later."""
         decision = decide(
             self._settings,
             self.service,
@@ -150,19 +168,7 @@ class Dispatcher:
         )
         if not decision.rows:
             self._timers.at(decision.again_at, self.pump)
-            return False
-        tickets = self.queue.cut(decision.rows, self._settings.max_batch_bytes)
-        if not tickets:
-            return False
-        for ticket in tickets:
-            ticket.started = now
-        batch = Batch(tickets, now)
-        self._running.add(batch)
-        try:
-            lane.send(batch)
-        except Exception as error:  # nothing of it left: only its own requests may pay for that
-            self.failed(batch, ModelFailed(f"the request could not be sent to a replica: {error}"))
-        return True
+        return decision.rows
 
     def _least_loaded(self) -> Lane | None:
         best, load = None, math.inf

@@ -110,6 +110,13 @@ class RequestQueue:
         heap = self._next_heap()
         return heap[0][3].arrived if heap else math.inf
 
+    def next_whole(self) -> int:
+        """Rows of the ticket that the next cut starts with if that is a batch as it is, else 0."""
+        if self._retries:
+            return 0
+        heap = self._next_heap()
+        return heap[0][3].rows if heap and heap[0][3].request.whole else 0
+
     def cut(self, max_rows: int, max_bytes: int) -> list[Ticket]:
         """Take the most urgent tickets of one shape, up to the limits (always one, however large)."""
         while self._retries:
@@ -125,7 +132,7 @@ class RequestQueue:
                 heapq.heappop(heap)
                 self.forget(ticket)
                 continue
-            if batch and (rows + ticket.rows > max_rows or nbytes + ticket.nbytes > max_bytes):
+            if batch and (rows + ticket.rows > max_rows or nbytes + ticket.nbytes > max_bytes or ticket.request.whole):
                 break
             heapq.heappop(heap)
             self._take(ticket)

@@ -100,16 +100,18 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, name: str) -> Iterator[sa.Connection]:
-        """A transaction that holds the lock of model `name`; counts as one change. Commits at the end.
+    def write(self, name: str, *, counts: bool = True) -> Iterator[sa.Connection]:
+        """A transaction that holds the lock of `name` (a model, a job). Commits at the end. It counts as one change
+        of what servers serve unless `counts` is false.
 
         Raises `Conflict` when other writers kept the database busy too long, `NotReady` if it cannot write.
         """
         with self._named_errors(), self._writing.begin() as connection:
             self._lock(connection, name)
             yield connection
-            # Last, because on PostgreSQL this row is the one that writers of different models share.
-            connection.execute(CHANGES.update().values(counter=CHANGES.c.counter + 1))
+            if counts:
+                # Last, because on PostgreSQL this row is the one that writers of different models share.
+                connection.execute(CHANGES.update().values(counter=CHANGES.c.counter + 1))
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

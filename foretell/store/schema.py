@@ -57,14 +57,54 @@ ALIAS_HISTORY = sa.Table(
     sa.Column("at", sa.String(32), nullable=False),
 )
 
+JOBS = sa.Table(
+    "jobs",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("output", sa.String(1000), nullable=False, index=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("updated", sa.Float, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(200), nullable=False),
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("report", sa.Text, nullable=False),
+)
+
+JOB_PARTS = sa.Table(
+    "job_parts",
+    METADATA,
+    sa.Column("job", sa.String(32), sa.ForeignKey("jobs.id"), primary_key=True),
+    sa.Column("file", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("names", sa.Text, nullable=False),
+    sa.Column("read", sa.BigInteger, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("errors", sa.BigInteger, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("compute_s", sa.Float, nullable=False),
+    sa.Column("dollars", sa.Float, nullable=False),
+    sa.Column("measures", sa.Text, nullable=False),
+    sa.Column("finished", sa.Float, nullable=False),
+)
+"""A row here is what commits a part of a job's output; files without one are leavings."""
+
 
 def _create(connection: sa.Connection) -> None:
-    METADATA.create_all(connection)
+    first = (SCHEMA_VERSION, CHANGES, MODELS, VERSIONS, ALIASES, ALIAS_HISTORY)
+    METADATA.create_all(connection, tables=first)
     connection.execute(CHANGES.insert().values(id=1, counter=0))
     connection.execute(SCHEMA_VERSION.insert().values(version=0))
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create,)
+def _add_jobs(connection: sa.Connection) -> None:
+    METADATA.create_all(connection, tables=(JOBS, JOB_PARTS))
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create, _add_jobs)
 """Step n leads from schema n to n + 1. Steps are only ever appended."""
 
 

@@ -23,6 +23,7 @@ from foretell.core.reference import Reference, check_name
 from foretell.store.alias import check_alias, move_alias, read_aliases, read_history
 from foretell.store.blobs import Blobs
 from foretell.store.database import Database
+from foretell.store.jobs import Jobs
 from foretell.store.manifest import Identity, encode_manifest
 from foretell.store.package import MANIFEST, SEAL, Package, Seal, encode_seal, file_hashes, package_files
 from foretell.store.schema import MODELS, VERSIONS
@@ -55,6 +56,7 @@ class Store:
         self._database = database
         self._cache = cache
         self._verified: dict[tuple[str, int], Package] = {}
+        self.jobs = Jobs(database)
 
     @classmethod
     def open(cls, url: str | Path | None = None, database_url: str | None = None, cache: Path | None = None) -> "Store":

@@ -1,51 +1,15 @@
-"""Arrow arrays straight from numpy buffers. `pyarrow.array` would do, but it imports pandas where that is installed,
-which costs a gateway 58 MB; and this is quicker. Knows Arrow's memory layout, nothing of observations.
-"""
+"""Tensors as a column of Arrow: each with its name, datatype, shape and raw bytes. Nothing else of observations."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from foretell.core.tensor import Tensors, datatype_of, to_wire
+from foretell.tables.arrays import blobs, lists, numbers, texts
 
 if TYPE_CHECKING:
     import pyarrow
-
-
-def numbers(values: Sequence[float] | NDArray, kind: "pyarrow.DataType", dtype: DTypeLike) -> "pyarrow.Array":
-    """A column of `kind`, whose memory layout is numpy's `dtype`."""
-    return _made(kind, len(values), np.ascontiguousarray(values, dtype=dtype))
-
-
-def booleans(values: Sequence[bool]) -> "pyarrow.Array":
-    """A column of booleans."""
-    bits = np.packbits(np.frombuffer(bytes(values), bool), bitorder="little")  # bytes(): six times as quick as np.array
-    return _made(_pyarrow().bool_(), len(values), bits)
-
-
-def texts(values: Sequence[str]) -> "pyarrow.Array":
-    """A column of strings. A lone surrogate (possible in a name that a client sent) becomes a question mark."""
-    kind = _pyarrow().string()
-    if values and values.count(values[0]) == len(values):
-        # Most columns of most batches: one model, one outcome, no error.
-        raw = values[0].encode(errors="replace")
-        return _made(
-            kind, len(values), np.arange(len(values) + 1, dtype=np.int32) * np.int32(len(raw)), raw * len(values)
-        )
-    together = "".join(values)
-    if together.isascii():
-        # One encode for all: a character is a byte.
-        return _made(kind, len(values), _offsets(list(map(len, values)), np.int32), together.encode())
-    return blobs([value.encode(errors="replace") for value in values], kind)
-
-
-def blobs(values: Sequence[bytes], kind: "pyarrow.DataType") -> "pyarrow.Array":
-    """A column of `kind`: string (values are UTF-8) or large_binary (may exceed 2 GiB in all)."""
-    pa = _pyarrow()
-    width = np.int64 if kind == pa.large_binary() else np.int32
-    return _made(kind, len(values), _offsets([len(value) for value in values], width), b"".join(values))
 
 
 def tensor_type() -> "pyarrow.StructType":
@@ -71,31 +35,12 @@ def tensors(rows: Sequence[Tensors | None]) -> "pyarrow.Array":
     fields = [
         texts([name for name, _ in each]),
         texts([datatype_of(array) for _, array in each]),
-        _lists([array.ndim for _, array in each], numbers(shapes, pa.int64(), np.int64)),
+        lists([array.ndim for _, array in each], numbers(shapes, pa.int64(), np.int64)),
         blobs([bytes(to_wire(array)) for _, array in each], pa.large_binary()),
     ]
     child = pa.Array.from_buffers(tensor_type(), len(each), [None], children=fields)
     there = np.packbits(np.array([row is not None for row in rows]), bitorder="little")
-    return _lists([len(row or ()) for row in rows], child, there)
-
-
-def _lists(counts: Sequence[int], child: "pyarrow.Array", there: NDArray[np.uint8] | None = None) -> "pyarrow.Array":
-    """A column of lists of `counts` elements of `child`; `there` is its validity bitmap."""
-    pa = _pyarrow()
-    valid = None if there is None else pa.py_buffer(there)
-    buffers = [valid, pa.py_buffer(_offsets(counts, np.int32))]
-    return pa.Array.from_buffers(pa.list_(child.type), len(counts), buffers, children=[child])
-
-
-def _offsets(counts: Sequence[int], dtype: DTypeLike) -> NDArray:
-    offsets = np.zeros(len(counts) + 1, dtype=dtype)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
-
-
-def _made(kind: "pyarrow.DataType", length: int, *buffers: Any) -> "pyarrow.Array":
-    pa = _pyarrow()
-    return pa.Array.from_buffers(kind, length, [None, *(pa.py_buffer(buffer) for buffer in buffers)])
+    return lists([len(row or ()) for row in rows], child, there)
 
 
 def _pyarrow() -> Any:

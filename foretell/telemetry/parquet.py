@@ -18,7 +18,8 @@ import numpy as np
 from foretell.core.clock import Clock
 from foretell.core.observation import Observation, TokenUse
 from foretell.core.tensor import Tensors, from_wire
-from foretell.telemetry.columns import booleans, numbers, tensor_type, tensors, texts
+from foretell.tables.arrays import booleans, numbers, texts
+from foretell.telemetry.columns import tensor_type, tensors
 
 if TYPE_CHECKING:
     import pyarrow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import foretell
-from foretell.app.columns import to_tensor, to_tensors
+from foretell.core.columns import to_tensor, to_tensors
 from foretell.core.errors import InvalidInput, ModelFailed, NotFound, PackageError, UntrustedCode
 from foretell.core.tensor import Signature, TensorSpec
 from tests.cli.conftest import scale_model

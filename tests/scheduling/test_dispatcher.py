@@ -282,3 +282,20 @@ def test_every_admitted_request_ends_exactly_once_with_its_own_rows(seed, replic
             assert isinstance(error, ForetellError)
             if isinstance(error, ModelFailed):
                 assert POISON in values
+
+
+def test_a_whole_request_runs_as_the_batch_it_is_however_large_and_is_joined_with_no_other():
+    world = World(max_batch_size=4, max_queue_rows=100)
+    futures = [world.submit(1.0), world.submit(*[2.0] * 9, whole=True), world.submit(3.0), world.submit(4.0)]
+    world.run()
+    assert world.sizes == [1, 9, 2]
+    assert [len(future.result().outputs["y"]) for future in futures] == [1, 9, 1, 1]
+
+
+def test_a_whole_request_is_in_the_replicas_socket_before_the_one_that_runs_has_ended():
+    world = World(max_batch_size=64)
+    world.dispatcher.service.observe(8, 10.0)
+    world.submit(*[1.0] * 8, whole=True)
+    world.submit(*[2.0] * 8, whole=True)
+    world.settle()
+    assert [batch.rows for batch in world.lanes[0].batches] == [8, 8]

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from foretell.bench.llm.measure import Latency, LlmResult
 from foretell.bench.llm.run import load_of
-from foretell.bench.page import COLOURS, Points, card, line_chart, ms, page, row
-from foretell.bench.report import dollars, seconds
 from foretell.core.errors import ConfigError
+from foretell.report.page import COLOURS, Points, card, line_chart, ms, page, row
+from foretell.report.units import dollars, seconds
 
 
 def rows_of(result: LlmResult) -> list[tuple[str, str]]:
@@ -95,7 +95,7 @@ def render_html(results: Sequence[LlmResult]) -> str:
         timelines = [[(slot.at_s, slot.per_s) for slot in result.timeline] for result in answered]
         title = "Output tokens per second over time"
         plots.append(_chart(title, timelines, _loads(answered), "{:g} s".format, "{:,g}".format))
-    return page([table], plots)
+    return page("foretell bench llm", [table], plots)
 
 
 def _sweep(results: Sequence[LlmResult]) -> list[str]:

@@ -8,7 +8,7 @@ from html import escape
 
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 260, 64, 16, 14, 34
 COLOURS = 4
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>foretell bench</title>
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width"><style>
 :root{{--ink:#1c2430;--dim:#667085;--line:#e4e7ec;--page:#f7f8fa;--card:#fff;--s0:#2563eb;--s1:#d97706;--s2:#059669;--s3:#9333ea}}
 @media(prefers-color-scheme:dark){{:root{{--ink:#e6e9ef;--dim:#98a2b3;--line:#2c3442;--page:#11151c;--card:#181e28;
@@ -25,15 +25,15 @@ var(--line)}}.wide{{grid-column:1/-1}}svg{{width:100%;height:auto;display:block}
 .key{{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px}}
 .k0{{background:var(--s0)}}.k1{{background:var(--s1)}}.k2{{background:var(--s2)}}.k3{{background:var(--s3)}}
 .note{{color:var(--s1);margin:8px 0 0}}</style>
-<h1>foretell bench</h1><div class="grid">{tables}</div><div class="grid">{plots}</div></html>
+<h1>{title}</h1><div class="grid">{tables}</div><div class="grid">{plots}</div></html>
 """
 
 Points = list[tuple[float, float]]
 
 
-def page(tables: Sequence[str], plots: Sequence[str]) -> str:
+def page(title: str, tables: Sequence[str], plots: Sequence[str]) -> str:
     """The whole file: cards of tables first, cards of plots below."""
-    return _PAGE.format(tables="".join(tables), plots="".join(plots))
+    return _PAGE.format(title=escape(title), tables="".join(tables), plots="".join(plots))
 
 
 def card(title: str, body: str, style: str = "card") -> str:

@@ -1,0 +1,211 @@
+"""One run of a job, from its claim to its last state: parts are read ahead, scored, written and recorded.
+
+Whoever calls owns the plane and the store. Reading and writing happen in threads; the loop only passes parts on.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+
+from foretell.batch.layout import Layout
+from foretell.batch.output import OutputFolder
+from foretell.batch.part import Part, Scored
+from foretell.batch.protocol import ERRORS, PartKey, commit_steps, leavings, missing, part_name
+from foretell.batch.question import layout_of
+from foretell.batch.scoring import Scorer
+from foretell.batch.source import Source, Survey
+from foretell.batch.spec import JobSpec, OutputFormat, Plan, check_unchanged, decode_plan, decode_spec, encode
+from foretell.batch.tuning import Sizes
+from foretell.core.errors import Conflict, ForetellError, InvalidInput
+from foretell.store.job import JobInfo, JobPart, State
+from foretell.store.jobs import LEASE_S, Jobs
+
+WINDOW = 3
+"""Parts in memory: one is read, one scored, one written."""
+
+
+class Progress(msgspec.Struct):
+    """How far a job is. `total` is None while the form of the input does not tell; `began` is monotonic, and
+    `before` the rows that earlier runs had done.
+    """
+
+    total: int | None = None
+    read: int = 0
+    rows: int = 0
+    errors: int = 0
+    parts: int = 0
+    dollars: float = 0.0
+    compute_s: float = 0.0
+    before: int = 0
+    began: float = 0.0
+
+    def add(self, part: JobPart) -> None:
+        self.read += part.read
+        self.rows += part.rows
+        self.errors += part.errors
+        self.dollars += part.dollars
+        self.compute_s += part.compute_s
+        self.parts += 1
+
+    def rows_per_s(self, now: float) -> float:
+        """Rows of the input a second, in this run."""
+        return (self.read - self.before) / max(now - self.began, 1e-9)
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds until the end at this pace, None where that cannot be said."""
+        pace = self.rows_per_s(now)
+        return (self.total - self.read) / pace if self.total is not None and pace else None
+
+
+class JobRun:
+    """`tell` hears of every part. `run` it once; whoever claimed the job (`owner`) says how it ended (`leave`)."""
+
+    def __init__(
+        self, job: JobInfo, jobs: Jobs, owner: str, source: Source, scorer: Scorer, tell: Callable[[Progress], None]
+    ) -> None:
+        self.job = job
+        self.spec: JobSpec = decode_spec(job.spec)
+        self.plan: Plan = decode_plan(job.plan)
+        self.progress = Progress()
+        self._jobs = jobs
+        self._owner = owner
+        self._source = source
+        self._scorer = scorer
+        self._tell = tell
+        self._output = OutputFolder(Path(self.spec.writing.folder))
+
+    async def run(self) -> None:
+        """Do what is left to do; then the job is finalizing. Raises why it could not."""
+        keeping = asyncio.create_task(self._keep_lease())
+        working = asyncio.create_task(self._work())
+        try:
+            await asyncio.wait((keeping, working), return_when=asyncio.FIRST_COMPLETED)
+            if keeping.done() and not working.done():
+                await keeping  # raises why the lease is lost
+            await working
+        finally:
+            working.cancel()
+            keeping.cancel()
+            await asyncio.wait((keeping, working))
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 6)
+            await asyncio.to_thread(self._jobs.renew, self.job.id, self._owner, time.time())
+
+    async def _work(self) -> None:
+        layout, survey, done = await asyncio.to_thread(self._prepare)
+        self.progress.total = survey.total
+        for part in done.values():
+            self.progress.add(part)
+        if not self.plan.part_rows:
+            await self._decide(layout, survey)
+        self.progress.before, self.progress.began = self.progress.read, time.monotonic()
+        self._tell(self.progress)
+        await self._do_parts(layout, self._source.parts(layout, self.plan.part_rows, survey.rows, done))
+        self._jobs.move(self.job.id, self._owner, "finalizing", time.time())
+
+    def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
+        check_unchanged(self.job.id, self.plan.files, self._source.seen)
+        schema = self._source.first_schema()
+        question = self._scorer.question
+        layout = layout_of(self.spec, question, self._source, schema)
+        survey = self._source.survey(question.check, layout.check)
+        self._output.prepare()
+        done = {PartKey(part.file, part.part): part for part in self._jobs.parts(self.job.id)}
+        recorded = [name for part in done.values() for name in part.names]
+        present = self._output.names()
+        if lost := missing(present, recorded):
+            raise Conflict(
+                f"{self._output.path / lost[0]} was committed and is gone ({len(lost)} such files). Restore it, or"
+                f" cancel job {self.job.id} and start anew in another folder"
+            )
+        self._output.remove(leavings(present, recorded))
+        return layout, survey, done
+
+    async def _decide(self, layout: Layout, survey: Survey) -> None:
+        """Choose the sizes of requests and parts, once for the whole job."""
+        sizes = Sizes(self.spec.batch_rows, self.spec.part_rows)
+        if not (sizes.batch_rows and sizes.part_rows):
+            table = await asyncio.to_thread(self._source.look, layout)
+            tried = await self._scorer.sizes(table, survey.row_bytes)
+            sizes = Sizes(sizes.batch_rows or tried.batch_rows, sizes.part_rows or tried.part_rows)
+        self.plan = msgspec.structs.replace(self.plan, batch_rows=sizes.batch_rows, part_rows=sizes.part_rows)
+        await asyncio.to_thread(self._jobs.plan, self.job.id, self._owner, encode(self.plan))
+
+    async def _do_parts(self, layout: Layout, parts: Iterator[Part]) -> None:
+        window = asyncio.Semaphore(WINDOW)
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    await window.acquire()
+                    part = await asyncio.to_thread(next, parts, None)
+                    if part is None:
+                        return
+                    task = group.create_task(self._do(layout, part))
+                    task.add_done_callback(lambda _: window.release())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _do(self, layout: Layout, part: Part) -> None:
+        table = await asyncio.to_thread(layout.filtered, part.table, part.start)
+        scored = await self._scorer.score(table, self.plan.batch_rows)
+        done = await asyncio.to_thread(self._commit, layout, part, table, scored)
+        self.progress.add(done)
+        self._tell(self.progress)
+        limit = self.spec.max_errors
+        if limit is not None and self.progress.errors > limit:
+            reason = next(iter(scored.failed.values()), "see the errors file")
+            raise InvalidInput(
+                f"{self.progress.errors} rows failed, --max-errors allows {limit}; one of them: {reason}. They are in"
+                f" {self._output.path / ERRORS}. Resume with a higher limit, or mend the input and start anew"
+            )
+
+    def _commit(self, layout: Layout, part: Part, table: pa.Table, scored: Scored) -> JobPart:
+        """Write what came of `table`, the rows of the part that the filter let through, and record it."""
+        file = self._source.files[part.key.file]
+        form = self.spec.writing.format
+        contents: dict[str, tuple[pa.Table, OutputFormat]] = {}
+        answered = table.num_rows - len(scored.failed)
+        if answered:
+            name = part_name(part.key, file.folder, form)
+            contents[name] = (layout.output(table, scored), form)
+        if scored.failed:
+            name = part_name(part.key, ERRORS, "jsonl")
+            contents[name] = (layout.errors(table, part.start, file.path, scored), "jsonl")
+        tally = layout.tally(table, scored)
+        done = JobPart(
+            file=part.key.file,
+            part=part.key.part,
+            names=tuple(contents),
+            read=part.table.num_rows,
+            rows=answered,
+            errors=len(scored.failed),
+            compute_s=scored.compute_s,
+            dollars=scored.dollars,
+            measures=msgspec.json.encode(tally).decode() if tally else "",
+        )
+
+        def record() -> None:
+            nonlocal done
+            done = msgspec.structs.replace(done, size=self._output.size(done.names), finished=time.time())
+            self._jobs.record(self.job.id, self._owner, done)
+
+        for step in commit_steps(part.key, contents, self.job.attempts):
+            self._output.take(step, contents, record)
+        return done
+
+
+def leave(jobs: Jobs, job: str, owner: str, error: BaseException) -> None:
+    """A run ended early: give the job back so that it can be resumed, with the reason."""
+    state: State = "failed" if isinstance(error, Exception) else "queued"
+    reason = error.message if isinstance(error, ForetellError) else f"{type(error).__name__}: {error}"
+    if state == "queued":
+        reason = "interrupted"
+    with contextlib.suppress(Conflict):  # somebody else has it, or it was cancelled: then it says what they say
+        jobs.move(job, owner, state, time.time(), reason)

@@ -1,0 +1,112 @@
+"""The input of a job: its files, checked against each other, and the parts that are still to do."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+import pyarrow as pa
+
+from foretell.batch.files import InputFile, find_inputs
+from foretell.batch.layout import Layout
+from foretell.batch.part import Part, cut
+from foretell.batch.protocol import PartKey
+from foretell.batch.readers import open_input
+from foretell.batch.spec import Seen
+from foretell.core.errors import Conflict, InvalidInput
+
+LOOK_ROWS = 4096
+"""Rows that are read to see how large they are and how long they take."""
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """What is known before reading: the columns, rows by file where a form tells them, bytes of a row."""
+
+    schema: pa.Schema
+    rows: tuple[int | None, ...]
+    row_bytes: float
+
+    @property
+    def total(self) -> int | None:
+        """Rows of all files, None where some do not tell."""
+        known = [rows for rows in self.rows if rows is not None]
+        return sum(known) if len(known) == len(self.rows) else None
+
+
+class Source:
+    """Files in a fixed order; `files[n]` is file n of every `PartKey`."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.files: list[InputFile] = find_inputs(paths)
+
+    @property
+    def seen(self) -> tuple[Seen, ...]:
+        return tuple(file.seen for file in self.files)
+
+    @property
+    def folders(self) -> set[str]:
+        """Names of the columns that are in the names of folders."""
+        return {key for file in self.files for key in file.partition}
+
+    def first_schema(self) -> pa.Schema:
+        with open_input(self.files[0]) as reader:
+            return reader.schema
+
+    @property
+    def of_files(self) -> bool:
+        """Whether each row is a file by itself."""
+        return self.files[0].format == "files"
+
+    def survey(self, *checks: Callable[[pa.Schema], None]) -> Survey:
+        """Look at the columns of every file. Raises `InvalidInput` that names the first one which a check refuses."""
+        rows: list[int | None] = []
+        row_bytes = 0.0
+        schema = None
+        for file in self.files:
+            with open_input(file) as reader:
+                schema = schema or reader.schema
+                rows.append(reader.rows)
+                row_bytes = max(row_bytes, reader.row_bytes)
+                try:
+                    for check in checks:
+                        check(reader.schema)
+                except InvalidInput as error:
+                    raise InvalidInput(f"{file.path} differs from {self.files[0].path}: {error.message}") from None
+        assert schema is not None
+        return Survey(schema, tuple(rows), row_bytes)
+
+    def look(self, layout: Layout) -> pa.Table:
+        """The first rows that the filter lets through, at most `LOOK_ROWS`; all of one file."""
+        for file in self.files:
+            found: list[pa.Table] = []
+            with open_input(file, LOOK_ROWS) as reader:
+                for batch in reader.read(0, layout.reads):
+                    found.append(layout.filtered(pa.Table.from_batches([batch]), 0))
+                    if sum(table.num_rows for table in found) >= LOOK_ROWS:
+                        break
+            if any(table.num_rows for table in found):
+                return pa.concat_tables(found).slice(0, LOOK_ROWS)
+        return layout.schema.empty_table()
+
+    def parts(
+        self, layout: Layout, part_rows: int, rows: Sequence[int | None], done: Mapping[PartKey, object]
+    ) -> Iterator[Part]:
+        """The parts that are not done, in order. Blocks while it reads; one thread at a time."""
+        for number, file in enumerate(self.files):
+            finished = {key.part for key in done if key.file == number}
+            first = next(part for part in range(len(finished) + 1) if part not in finished)
+            known = rows[number]
+            if known is not None and first * part_rows >= known:
+                continue
+            self._check_unchanged(file)
+            with open_input(file) as reader:
+                batches = reader.read(first * part_rows, layout.reads)
+                chosen = pa.schema([reader.schema.field(name) for name in layout.reads])
+                for part in cut(batches, chosen, number, first * part_rows, part_rows):
+                    if part.key not in done:
+                        yield part
+
+    def _check_unchanged(self, file: InputFile) -> None:
+        if file.format == "files":  # many; they were looked at when the job began
+            return
+        (again,) = find_inputs([file.seen.path])
+        if again.seen != file.seen:
+            raise Conflict(f"{file.path} has changed while the job ran. Restore it, or start a new job")

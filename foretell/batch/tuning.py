@@ -1,0 +1,49 @@
+"""How many rows a request and a part should have, from what requests of different sizes take. Pure."""
+
+from collections.abc import Generator
+
+import msgspec
+
+SIZES = (16, 64, 256, 1024, 4096)
+"""Sizes of requests that are tried, while they pay."""
+GAIN = 0.95
+"""A larger request pays where a row takes at most this share of what it took before."""
+LONGEST_S = 0.5
+"""No request is made larger than what took this long."""
+PART_S = 15.0
+"""About how much work a kill may lose."""
+PART_BYTES = 64 * 2**20
+MOST_ROWS = 2**16
+MOST_BYTES = 16 * 2**20
+"""Input of a request."""
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """Rows of a request and of a part."""
+
+    batch_rows: int
+    part_rows: int
+
+
+def sizes(rows: int, row_bytes: float, most_bytes: int) -> Generator[int, float, int]:
+    """Yields sizes to try and is sent the seconds that such a request took; returns the size to use.
+
+    `rows` there are to try with; a request stays below `most_bytes`.
+    """
+    fits = max(1, min(rows, int(most_bytes / max(row_bytes, 1.0))))
+    best, best_s = min(SIZES[0], fits), float("inf")
+    for size in SIZES:
+        size = min(size, fits)
+        seconds = yield size
+        if seconds / size > best_s * GAIN:
+            return best
+        best, best_s = size, seconds / size
+        if size == fits or seconds > LONGEST_S:
+            return best
+    return best
+
+
+def part_rows(batch_rows: int, row_s: float, row_bytes: float) -> int:
+    """Rows of a part: whole requests, as many as a kill may cost and as fit into memory several times."""
+    rows = min(PART_S / max(row_s, 1e-9), PART_BYTES / max(row_bytes, 1.0), MOST_ROWS)
+    return max(1, round(rows / batch_rows)) * batch_rows

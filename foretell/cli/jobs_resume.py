@@ -1,0 +1,37 @@
+"""`foretell jobs resume`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foretell.app.config import load_config
+from foretell.app.packages import open_store
+from foretell.batch.source import Source
+from foretell.batch.spec import decode_spec
+from foretell.cli.batch_run import run_job
+from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl, TrustCode
+
+
+def run(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Its id, or the start of it.")],
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="foretell.toml: settings of the model.")] = None,
+    trust_code: TrustCode = False,
+    store: StoreUrl = "",
+    database: DatabaseUrl = "",
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a job that was interrupted, killed or failed. What is done is not done again.
+
+    \b
+    Examples:
+      foretell jobs resume 3f2a
+    """
+    flags = {
+        "server": {"trust_code": trust_code or None},
+        "store": {"home": store or None, "database": database or None},
+    }
+    settings = load_config(config, flags)
+    with open_store(settings.store.home, settings.store.database) as opened:
+        info = opened.jobs.get(job)
+        run_job(settings, opened, info, Source(decode_spec(info.spec).reading.paths), as_json)

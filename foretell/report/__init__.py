@@ -1,0 +1,1 @@
+"""Reports: pages with plots, and numbers as people write them. Knows nothing of what is reported."""
