@@ -20,6 +20,8 @@ from foretell.llm.tools import BEGIN, END, Tokens, called, calls_grammar, descri
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
 """The most `n` and `top_logprobs`, as OpenAI has them."""
+MOST_STOPS = 64
+"""Stop texts are looked for between steps, at the cost of everybody's next token. OpenAI takes 4."""
 
 
 class Limits(NamedTuple):
@@ -173,6 +175,8 @@ def _check_sampling(sampling: Sampling, vocab: int) -> None:
 def _check_stops(stops: Stops, vocab: int) -> None:
     _check_range("max_tokens", stops.max_tokens, 1, math.inf)
     _check_range("min_tokens", stops.min_tokens, 0, stops.max_tokens or math.inf)
+    if len(stops.stop) > MOST_STOPS:
+        raise InvalidInput(f"there are {len(stops.stop)} stop texts; send at most {MOST_STOPS} (at $.stop)")
     if "" in stops.stop:
         raise InvalidInput(
             f"a stop text is empty, and every text holds it; leave it out (at $.stop[{stops.stop.index('')}])"

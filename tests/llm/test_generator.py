@@ -255,6 +255,7 @@ BAD = {
     "huge max_tokens": ({"prompt": [9] * 56, "stops": Stops(max_tokens=10**12)}, r"1000000000000.*256.*56.*leaves 200"),
     "min above max": ({"stops": Stops(max_tokens=3, min_tokens=4)}, r"min_tokens is 4; expected from 0 to 3"),
     "empty stop": ({"stops": Stops(stop=("x", ""))}, r"stop text is empty.*\$\.stop\[1\]"),
+    "a dictionary of stops": ({"stops": Stops(stop=("x",) * 65)}, r"65 stop texts; send at most 64 \(at \$\.stop\)"),
     "unknown stop token": ({"stops": Stops(stop_token_ids=(70000,))}, r"70000.*\$\.stop_token_ids\[0\]"),
     "cold": (
         {"sampling": Sampling(temperature=-0.1)},
