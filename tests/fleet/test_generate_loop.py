@@ -24,7 +24,7 @@ from foretell.core.generation import (
 )
 from foretell.fleet import wire
 from foretell.fleet.faults import describe, revive
-from foretell.fleet.generate_loop import GenerateLoop, send, warm_up
+from foretell.fleet.generate_loop import INTAKE_S, GenerateLoop, send, warm_up
 from tests.fleet.scripted import ScriptedGenerator, prompt
 
 
@@ -113,6 +113,32 @@ def test_a_cancelled_request_is_never_heard_of_again_and_its_memory_is_told_to_b
     last = gateway.until_idle()
     assert all(not isinstance(event, Finished) for _, event in last)
     assert gateway.generator.cancelled == [1]
+
+
+def test_running_streams_wait_for_a_few_of_a_burst_and_not_for_all():
+    """Taking in a request takes time, by the loop's clock."""
+    time_s, before_step = [0.0], []
+
+    class Slow(ScriptedGenerator):
+        def submit(self, number, request):
+            time_s[0] += INTAKE_S * 0.6
+            before_step[-1] += 1
+            super().submit(number, request)
+
+        def step(self):
+            before_step.append(0)
+            return super().step()
+
+    ours, theirs = socket.socketpair()
+    burst = [wire.Generate(n, wire.pack_request(GenerateRequest(prompt(tokens=1)))) for n in range(1, 12)]
+    for header in burst:
+        send(ours, wire.frame(header))
+    before_step.append(0)
+    ours.shutdown(socket.SHUT_WR)
+    with ours, theirs:
+        GenerateLoop(theirs, Slow(), lambda: time_s[0]).run()
+    assert before_step[:6] == [2, 2, 2, 2, 2, 1]
+    assert sum(before_step) == len(burst)
 
 
 def test_a_cancellation_of_an_unknown_number_changes_nothing(gateway):
