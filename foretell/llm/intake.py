@@ -6,7 +6,7 @@ no executor.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,7 +15,7 @@ from foretell.core.generation import Chat, GenerateRequest, Grammar, Sampling, S
 from foretell.llm.grammar import Constraint, Grammars
 from foretell.llm.template import ChatTemplate
 from foretell.llm.text import Tokenizer
-from foretell.llm.tools import BEGIN, END, Tokens, called, calls_grammar, described
+from foretell.llm.tools import BEGIN, END, Tokens, called, calls_grammar, described, parameters_schema
 
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
@@ -67,29 +67,47 @@ class Intake:
         sampling = _resolved(request.sampling, self._defaults)
         _check_sampling(sampling, self._limits.vocab)
         _check_stops(request.stops, self._limits.vocab)
-        grammar, tools, chat = request.grammar, False, None
+        grammar, chat = request.grammar, None
+        tools: list[dict[str, Any]] = []
         if isinstance(request.prompt, Chat):
             chat = request.prompt
             functions = called(chat)
-            tools = bool(functions)
-            if tools:
+            if functions:
+                tools = chat.tools
                 grammar = calls_grammar(chat, functions, grammar, self._tokens)
             if not self._template.knows_tools:
                 chat = described(msgspec.structs.replace(chat, messages=self._template.plain_messages(chat.messages)))
         prompt = self._prompt_ids(request.prompt if chat is None else chat)
         max_tokens = _room(len(prompt), request.stops, self._limits.context)
-        if grammar is not None:
-            self._grammars.start(grammar)  # compiled, or refused, before anything of the request is kept
+        if grammar is not None:  # compiled, or refused, before anything of the request is kept
+            self._compile(grammar, request.grammar, tools)
         stops = request.stops
         stop_ids = stops.stop_token_ids if stops.ignore_eos else (*self._limits.eos, *stops.stop_token_ids)
         echo = ""
         if request.echo:
             echo = request.prompt if isinstance(request.prompt, str) else self._tokenizer.decode(prompt)
-        return Prepared(prompt, sampling, grammar, tools, stop_ids, max_tokens, echo)
+        return Prepared(prompt, sampling, grammar, bool(tools), stop_ids, max_tokens, echo)
 
     def constraint(self, prepared: Prepared) -> Constraint | None:
         """The grammar of one choice, at its beginning."""
         return None if prepared.grammar is None else self._grammars.start(prepared.grammar)
+
+    def _compile(self, grammar: Grammar, answer: Grammar | None, tools: Sequence[dict[str, Any]]) -> None:
+        """Raises `InvalidInput` about the schema that the request holds, not about the grammar that was made of it."""
+        try:
+            self._grammars.start(grammar)
+        except InvalidInput:
+            if tools and answer is not None:
+                self._grammars.start(answer)
+            for number, tool in enumerate(tools):
+                try:
+                    self._grammars.start(Grammar("json_schema", parameters_schema(tool["function"])))
+                except InvalidInput as error:
+                    raise InvalidInput(
+                        f'function "{tool["function"]["name"]}": {error.message}'
+                        f" (at $.tools[{number}].function.parameters)"
+                    ) from None
+            raise
 
     def _prompt_ids(self, prompt: str | list[int] | Chat) -> list[int]:
         if isinstance(prompt, Chat):
