@@ -100,7 +100,9 @@ class _Config:
         attention = self._attention(hidden, layers)
         full = self._rotary("full_attention", attention.head_dim)
         longest = context or self._context(full)
-        windows = tuple(0 if window >= longest else window for window in attention.windows)
+        windows = attention.windows
+        if not self._gemma3:  # whose layers with a window are told by it from the others: their rotary differs
+            windows = tuple(0 if window >= longest else window for window in windows)
         return DecoderSpec(
             family=self._family,
             vocab=self._number("vocab_size"),
