@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from foretell.core.errors import InvalidInput
+from foretell.core.errors import ContextExceeded, InvalidInput
 from foretell.core.generation import Chat, GenerateRequest, Grammar, Sampling, Stops
 from foretell.llm.grammar import Constraint, Grammars
 from foretell.llm.template import ChatTemplate
@@ -124,7 +124,7 @@ class Intake:
     def _encode(self, text: str, special: bool) -> list[int]:
         # Cutting megabytes into tokens would hold up everybody's next token, only to refuse them.
         if len(text) > self._most_characters:
-            raise InvalidInput(
+            raise ContextExceeded(
                 f"this model's context is {self._limits.context} tokens, and the prompt's {len(text)} characters are"
                 f" more than fit into it; the longest that can is of {self._most_characters}. Shorten the prompt"
             )
@@ -143,14 +143,14 @@ def _tool_tokens(tokenizer: Tokenizer, grammars: Grammars) -> Tokens:
 def _room(prompt: int, stops: Stops, context: int) -> int:
     """How many tokens may be generated. As OpenAI and vLLM have it, asking for more than fits is an error."""
     if prompt >= context:
-        raise InvalidInput(
+        raise ContextExceeded(
             f"this model's context is {context} tokens, and the prompt alone has {prompt}. Shorten the prompt to at"
             f" most {context - 1} tokens, so that one can be generated"
         )
     if stops.max_tokens is None:
         return context - prompt
     if prompt + stops.max_tokens > context:
-        raise InvalidInput(
+        raise ContextExceeded(
             f"max_tokens is {stops.max_tokens}, but this model's context is {context} tokens and the prompt has"
             f" {prompt}, which leaves {context - prompt}. Ask for no more than that, or leave max_tokens out"
             " (at $.max_tokens)"

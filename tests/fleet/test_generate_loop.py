@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foretell.core.errors import DeadlineExceeded, InvalidInput, ModelFailed, Overloaded
+from foretell.core.errors import ContextExceeded, DeadlineExceeded, InvalidInput, ModelFailed, Overloaded
 from foretell.core.generation import (
     Chat,
     Finished,
@@ -211,7 +211,9 @@ def test_warming_up_leaves_nothing_behind_and_raises_what_it_meets():
 
 
 class TestFaults:
-    @pytest.mark.parametrize("error", [InvalidInput("a"), Overloaded("b", 2.0), DeadlineExceeded("c")])
+    @pytest.mark.parametrize(
+        "error", [InvalidInput("a"), ContextExceeded("too long"), Overloaded("b", 2.0), DeadlineExceeded("c")]
+    )
     def test_known_errors_keep_their_class(self, error):
         name, message = describe(error)
         assert type(revive(name, message, 2.0)) is type(error)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretell.core.errors import DeadlineExceeded, InvalidInput, ModelFailed, Overloaded
+from foretell.core.errors import ContextExceeded, DeadlineExceeded, InvalidInput, ModelFailed, Overloaded
 from foretell.core.generation import Chat, Finished, Grammar, Piece, Sampling, Started, Stops
 from tests.llm.speaker import CONTEXT, Speaker, ends, text_of, tokens_of
 
@@ -302,6 +302,12 @@ def test_a_bad_request_is_refused_and_leaves_nothing_behind(speaker, name):
     speaker.run()
     assert text_of(speaker.told[1]) == speaker.says
     assert 0 not in speaker.told
+
+
+@pytest.mark.parametrize("name", ["long prompt", "text far beyond the context", "huge max_tokens"])
+def test_what_does_not_fit_the_context_has_a_class_of_its_own(speaker, name):
+    with pytest.raises(ContextExceeded):
+        speaker.submit(**{"prompt": "Hello", **BAD[name][0]})
 
 
 def test_a_full_queue_refuses_the_whole_request(speaker):
