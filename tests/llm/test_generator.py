@@ -248,6 +248,10 @@ BAD = {
     "negative token": ({"prompt": [-1]}, r"-1 is no token id"),
     "no messages": ({"prompt": Chat([])}, r"messages is empty.*\$\.messages"),
     "unknown role": ({"prompt": Chat([{"role": "boss", "content": "x"}])}, r'"boss".*\$\.messages\[0\]\.role'),
+    "messages as a variable": (
+        {"prompt": Chat([{"role": "user", "content": "x"}], template_arguments={"messages": []})},
+        r"\$\.chat_template_kwargs\.messages",
+    ),
     "half a character": ({"prompt": "a\ud800"}, r"no valid Unicode"),
     "long prompt": ({"prompt": [9] * 300}, r"context is 256 tokens.*has 300"),
     "text far beyond the context": ({"prompt": "x" * 10**6}, r"context is 256 tokens.*1000000 characters"),
