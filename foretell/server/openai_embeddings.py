@@ -106,9 +106,8 @@ def _texts(given: Any) -> list[str]:
 def _text_input(info: ModelInfo) -> TensorSpec:
     inputs = info.signature.inputs
     if "embeddings" not in info.tags or len(inputs) != 1 or inputs[0].datatype != "BYTES":
-        raise InvalidInput(
-            f'model "{info.name}" does not map a text to a vector; ask it at /v2/models/{info.name}/infer'
-        )
+        where = "/v1/chat/completions" if "generation" in info.tags else f"/v2/models/{info.name}/infer"
+        raise InvalidInput(f'model "{info.name}" does not map a text to a vector; ask it at {where}')
     return inputs[0]
 
 
