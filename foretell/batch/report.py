@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import Literal
 
 import msgspec
 
@@ -13,6 +14,29 @@ from foretell.store.job import JobInfo, JobPart
 NAMES = ("_report.json", "_report.html")
 _SLOTS = 60
 _MOST_CLASSES = 25
+
+
+Status = Literal["completed", "failed", "expired", "cancelled"]
+
+
+class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is wrong with a file of calls. `line` counts from 1."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How calls of the server's API came to their end, and the files that hold the answers ("": there are none)."""
+
+    status: Status
+    gathered: float
+    ended: float
+    answers: str = ""
+    errors: str = ""
+    faults: tuple[Fault, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -38,6 +62,7 @@ class Report(msgspec.Struct, frozen=True):
     dollars: float
     size: int
     quality: Quality | None = None
+    ending: Ending | None = None
 
     @property
     def filtered(self) -> int:

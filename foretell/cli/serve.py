@@ -132,7 +132,7 @@ async def _until_stopped(config: Config, as_json: bool, scratch: str) -> int:
     stopping = asyncio.Event()
     _on_signals(stopping, scratch)
     began = time.perf_counter()
-    with open_store(config.store.home, config.store.database) as store:
+    with open_store(config.store.home, config.store.database, config.store.files) as store:
         service = Service(config, store)
         starting = asyncio.create_task(service.start())
         asked = asyncio.create_task(stopping.wait())

@@ -1,0 +1,119 @@
+"""The plane as batches of calls see it: behind all online traffic, and patient where the plane is full or not ready."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import msgspec
+
+from foretell.batch.calling import Spent
+from foretell.batch.scoring import PROTOCOL
+from foretell.core.errors import ForetellError, NotReady, Overloaded, ReplicaCrashed
+from foretell.core.generation import Event, GenerateRequest
+from foretell.core.observation import Observation
+from foretell.core.reference import Reference
+from foretell.core.request import Request, Response
+from foretell.core.tensor import Signature
+from foretell.plane.info import ModelInfo
+from foretell.plane.plane import Plane
+
+BEHIND = 1_000_000
+"""Added to the priority of every request: smaller numbers run earlier."""
+MOST_ROWS = 1024
+"""Rows of predictions under way, so that the queue keeps room for others. A larger request goes alone."""
+MOST_TRIES = 3
+"""A request whose replica dies is asked so often."""
+
+_LONGEST_S = 7 * 86400.0
+_PAUSE_S = 0.25
+
+
+class Background:
+    """Implements `server.door.Inference` over a plane. What a request costs is kept until `spent` is asked for it."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self._rows = 0
+        self._room = asyncio.Condition()
+        self._bill: dict[str, Spent] = {}
+
+    async def infer(self, reference: Reference, request: Request) -> Response:
+        crashes = 0
+        while True:
+            behind = msgspec.structs.replace(
+                request, priority=request.priority + BEHIND, protocol=PROTOCOL, deadline=time.monotonic() + _LONGEST_S
+            )
+            try:
+                async with self._taking(request.rows):
+                    return await self._plane.infer(reference, behind)
+            except (Overloaded, NotReady, ReplicaCrashed) as error:
+                crashes += isinstance(error, ReplicaCrashed)
+                if crashes == MOST_TRIES:
+                    raise
+                await asyncio.sleep(pause_s(error))
+
+    async def generate(self, reference: Reference, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """All events at once, when it is over: so it can begin anew if a replica dies in the middle of it."""
+        crashes = 0
+        while True:
+            behind = msgspec.structs.replace(
+                request, priority=request.priority + BEHIND, protocol=PROTOCOL, deadline=time.monotonic() + _LONGEST_S
+            )
+            try:
+                async with contextlib.aclosing(self._plane.generate(reference, behind)) as stream:
+                    events = [event async for event in stream]
+                break
+            except (Overloaded, NotReady, ReplicaCrashed) as error:
+                crashes += isinstance(error, ReplicaCrashed)
+                if crashes == MOST_TRIES:
+                    raise
+                await asyncio.sleep(pause_s(error))
+        for event in events:
+            yield event
+
+    def refused(self, reference: Reference, error: ForetellError, protocol: str) -> None:
+        self._plane.refused(reference, error, PROTOCOL)
+
+    def signature(self, reference: Reference) -> Signature:
+        return self._plane.signature(reference)
+
+    def describe(self, reference: Reference) -> ModelInfo:
+        return self._plane.describe(reference)
+
+    def models(self) -> list[ModelInfo]:
+        return self._plane.models()
+
+    def ready(self, reference: Reference | None = None) -> bool:
+        return self._plane.ready(reference)
+
+    # What it costs
+
+    def record(self, observation: Observation) -> None:
+        """Hear of every finished request; those of others are left alone."""
+        if observation.protocol == PROTOCOL:
+            # A completion of several prompts is several requests, NAME-0, NAME-1, …
+            spent = self._bill.setdefault(observation.request_id.partition("-")[0], Spent())
+            spent.compute_s += observation.compute_s
+            spent.dollars += observation.cost_dollars
+
+    def spent(self, name: str) -> Spent:
+        return self._bill.pop(name, Spent())
+
+    @contextlib.asynccontextmanager
+    async def _taking(self, rows: int) -> AsyncIterator[None]:
+        """Wait until there is room for so many rows, and hold it."""
+        async with self._room:
+            await self._room.wait_for(lambda: not self._rows or self._rows + rows <= MOST_ROWS)
+            self._rows += rows
+        try:
+            yield
+        finally:
+            self._rows -= rows
+            async with self._room:
+                self._room.notify_all()
+
+
+def pause_s(error: ForetellError) -> float:
+    """How long to stay away after a refusal."""
+    return max(_PAUSE_S, error.retry_after_s) if isinstance(error, Overloaded) else _PAUSE_S
