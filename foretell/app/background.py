@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import msgspec
 
@@ -15,13 +15,15 @@ from foretell.core.observation import Observation
 from foretell.core.reference import Reference
 from foretell.core.request import Request, Response
 from foretell.core.tensor import Signature
+from foretell.plane.deployment import Deployment
 from foretell.plane.info import ModelInfo
 from foretell.plane.plane import Plane
+from foretell.server.door import Inference
 
 BEHIND = 1_000_000
 """Added to the priority of every request: smaller numbers run earlier."""
-MOST_ROWS = 1024
-"""Rows of predictions under way, so that the queue keeps room for others. A larger request goes alone."""
+ROOM = 0.25
+"""The share of a model's queue that batches may take, so that others find room. A larger request goes alone."""
 MOST_TRIES = 3
 """A request whose replica dies is asked so often."""
 
@@ -29,11 +31,26 @@ _LONGEST_S = 7 * 86400.0
 _PAUSE_S = 0.25
 
 
-class Background:
-    """Implements `server.door.Inference` over a plane. What a request costs is kept until `spent` is asked for it."""
+def deployment_of(plane: Plane, reference: Reference) -> Deployment:
+    """What answers a reference now. Raises `NotFound`."""
+    info = plane.describe(reference)
+    return next(d for d in plane.deployments if (d.spec.name, d.spec.version) == (info.name, info.version))
 
-    def __init__(self, plane: Plane) -> None:
+
+def background_of(plane: Plane) -> "Background":
+    """A plane from behind, with some room in its queues."""
+    return Background(plane, lambda reference: int(ROOM * deployment_of(plane, reference).spec.batching.max_queue_rows))
+
+
+class Background:
+    """Implements `server.door.Inference` over a plane. What a request costs is kept until `spent` is asked for it.
+
+    `room`: rows of predictions that may be under way, of the model that a reference leads to.
+    """
+
+    def __init__(self, plane: Inference, room: Callable[[Reference], int]) -> None:
         self._plane = plane
+        self._most = room
         self._rows = 0
         self._room = asyncio.Condition()
         self._bill: dict[str, Spent] = {}
@@ -45,7 +62,7 @@ class Background:
                 request, priority=request.priority + BEHIND, protocol=PROTOCOL, deadline=time.monotonic() + _LONGEST_S
             )
             try:
-                async with self._taking(request.rows):
+                async with self._taking(request.rows, self._most(reference)):
                     return await self._plane.infer(reference, behind)
             except (Overloaded, NotReady, ReplicaCrashed) as error:
                 crashes += isinstance(error, ReplicaCrashed)
@@ -101,10 +118,10 @@ class Background:
         return self._bill.pop(name, Spent())
 
     @contextlib.asynccontextmanager
-    async def _taking(self, rows: int) -> AsyncIterator[None]:
+    async def _taking(self, rows: int, most: int) -> AsyncIterator[None]:
         """Wait until there is room for so many rows, and hold it."""
         async with self._room:
-            await self._room.wait_for(lambda: not self._rows or self._rows + rows <= MOST_ROWS)
+            await self._room.wait_for(lambda: not self._rows or self._rows + rows <= most)
             self._rows += rows
         try:
             yield

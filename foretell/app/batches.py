@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from foretell.app.background import Background
+from foretell.app.background import Background, deployment_of
 from foretell.app.batch_view import PREFIX, show
 from foretell.batch.calling import CallScorer
 from foretell.batch.calls import BadCalls, model_of, write_calls
@@ -207,10 +207,8 @@ class Batches:
 
     def _width(self, model: str) -> int:
         """Calls under way at a time: enough to keep the replicas busy, with room for others."""
-        info = self._plane.describe(parse_reference(model))
-        found = [d for d in self._plane.deployments if (d.spec.name, d.spec.version) == (info.name, info.version)]
-        spec = found[0].spec
-        replicas = max(1, len(found[0].pool.states()))
+        deployment = deployment_of(self._plane, parse_reference(model))
+        spec, replicas = deployment.spec, max(1, deployment.spec.replicas.count)
         if spec.manifest.runtime == "llm":
             return max(1, int(replicas * spec.generation.slots * _SPARE))
         return 2 * replicas * spec.batching.max_batch_size

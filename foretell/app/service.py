@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from foretell import __version__
-from foretell.app.background import Background
+from foretell.app.background import background_of
 from foretell.app.batches import Batches
 from foretell.app.catalog import Catalog
 from foretell.app.config import Config
@@ -39,7 +39,7 @@ class Service:
         self.http_port = self.grpc_port = 0
         self.telemetry = Telemetry(config.observations, self._live)
         self.plane = Plane(launch, self._record, config.observations.sample_rate)
-        self._background = Background(self.plane)
+        self._background = background_of(self.plane)
         self._scratch = tempfile.TemporaryDirectory(prefix="foretell-")
         wanted, fixed = _served(config, Path(self._scratch.name))
         self.catalog = Catalog(self.plane, store, config, wanted, fixed)

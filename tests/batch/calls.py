@@ -84,8 +84,9 @@ class Helper:
 class Served(Helper):
     """The service in a loop of a thread of its own, over a store."""
 
-    def __init__(self, store: Store, *models: str, **more) -> None:
-        settings = {"replicas": {"count": 1, "threads": 1}, "batching": {"max_batch_size": 4}}
+    def __init__(self, store: Store, *models: str, queue: int = 4096, **more) -> None:
+        batching = {"max_batch_size": 4, "max_queue_rows": queue}
+        settings = {"replicas": {"count": 1, "threads": 1}, "batching": batching}
         flags = {
             "serve": list(models),
             "server": {"port": 0, "grpc_port": -1, "trust_code": True},
@@ -103,8 +104,11 @@ class Served(Helper):
     async def _make(self, config, store: Store, **more) -> Service:
         return Service(config, store, **more)
 
+    def begin(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
     def call(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        return self.begin(coroutine).result(60)
 
     def close(self) -> None:
         self.client.close()

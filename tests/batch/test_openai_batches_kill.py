@@ -1,0 +1,160 @@
+"""A server with a batch is stopped or killed, and started again: every call has one answer. And whoever asks online does
+not wait for a batch.
+"""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from foretell.app.background import BEHIND, Background
+from foretell.cli.child import ChildServer
+from foretell.core.errors import NotReady, Overloaded, ReplicaCrashed
+from foretell.server.openai import Calls
+from foretell.testing import FakePlane
+from tests.batch.calls import CHAT, COMPLETIONS, EMBED, EMBEDDINGS, TEXTS, Helper, Served, call, calls
+from tests.batch.conftest import World
+from tests.server.models import models
+
+COUNT = 240
+NOTED = """
+import os, time
+def predict(text):
+    time.sleep(0.02)
+    with open(os.environ["NOTES"], "ab") as notes:
+        notes.write(b"\\n".join(text) + b"\\n")
+    return {"vector": np.array([[len(each), 1.0] for each in text], np.float32)}
+"""
+
+
+@pytest.fixture
+def served(world: World, monkeypatch):
+    """Starts servers of "embed", which notes each text that it is asked, in processes of their own."""
+    world.add_python("embed", NOTED, TEXTS)
+    world.store.close()
+    notes = world.folder / "notes"
+    notes.touch()
+    config = world.folder / "foretell.toml"
+    config.write_text("[models.embed]\nbatching = {max_batch_size = 4}\nreplicas = {count = 1, threads = 1}\n")
+    arguments = ["embed", "--port", "0", "--grpc-port", "-1", "--access-log", "none", "--trust-code"]
+    arguments += ["--store", str(world.folder / "home"), "--config", str(config)]
+    running: list[ChildServer] = []
+
+    def start() -> ChildServer:
+        running.append(ChildServer(arguments, {"NOTES": str(notes)}).wait())
+        return running[-1]
+
+    start.notes = notes
+    yield start
+    for server in running:
+        server.stop(5.0)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_every_call_has_one_answer(served):
+    server = served()
+    asking = Helper(server.url)
+    texts = [f"{number:04d}" + "x" * (number % 7) for number in range(COUNT)]
+    bad = [call(f"bad{number}", input=[]) for number in range(3)]
+    batch = asking.create([*calls(texts), *bad])
+    for done in (20, 100):
+        asking.until(batch, "in_progress", done=done)
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        server = served()
+        asking = Helper(server.url)
+    batch = asking.until(batch)
+    assert batch.status == "completed"
+    assert batch.request_counts.to_dict() == {"total": COUNT + 3, "completed": COUNT, "failed": 3}
+    lines = asking.lines(batch.output_file_id)
+    assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(COUNT)]
+    answers = [line["response"]["body"]["data"][0]["embedding"][0] for line in lines]
+    assert answers == [len(text) for text in texts]
+    assert [line["custom_id"] for line in asking.lines(batch.error_file_id)] == ["bad0", "bad1", "bad2"]
+    asked = served.notes.read_text().split()
+    assert set(asked) == set(texts)
+    assert len(asked) < 2 * COUNT, "what was answered before a kill is not asked again"
+
+
+@pytest.mark.slow
+def test_a_stopped_server_gives_its_batch_back_at_once(served):
+    server = served()
+    batch = Helper(server.url).create(calls(["a"] * 120))
+    Helper(server.url).until(batch, "in_progress", done=8)
+    assert server.stop() == 0
+    again = Helper(served().url)
+    batch = again.until(batch)
+    assert batch.request_counts.completed == 120
+
+
+def test_whoever_asks_online_goes_before_all_that_waits_of_a_batch(world, monkeypatch):
+    notes = world.folder / "notes"
+    notes.touch()
+    monkeypatch.setenv("NOTES", str(notes))
+    world.add_python("embed", NOTED, TEXTS)
+    served = Served(world.store, "embed")
+
+    async def all_at_once() -> None:
+        calls = Calls(served.service._background)
+        documents = [b'{"model": "embed", "input": "batch"}'] * 200
+        await asyncio.gather(*(calls.ask(EMBEDDINGS, document, str(n)) for n, document in enumerate(documents)))
+
+    try:
+        waiting = served.begin(all_at_once())
+        while not (said := notes.read_text().split()):
+            assert not waiting.done()
+        served.client.embeddings.create(model="embed", input="online")
+        before = notes.read_text().split().index("online") - len(said)
+        waiting.result(30)
+    finally:
+        served.close()
+    assert len(notes.read_text().split()) == 201
+    # At most: a batch that began meanwhile, the one in the replica's socket, and its own; no 190 that wait.
+    assert before <= 16
+
+
+def test_a_batch_never_fills_the_queue_of_those_who_ask_online(world):
+    world.add_python("embed", EMBED, TEXTS)
+    served = Served(world.store, "embed", queue=40)
+    try:
+        batch = served.create([call(f"c{number}", input=["slow"] * 10) for number in range(10)])
+        served.until(batch, "in_progress")
+        while served.client.batches.retrieve(batch.id).status == "in_progress":
+            served.client.embeddings.create(model="embed", input=["a"] * 8)
+        assert served.until(batch).request_counts.completed == 10
+    finally:
+        served.close()
+
+
+@pytest.fixture
+def behind():
+    return Background(FakePlane(*models()), lambda reference: 1024)
+
+
+async def test_a_batch_asks_behind_all_others_and_keeps_its_own_order(behind):
+    await Calls(behind).ask(CHAT, b'{"model": "chat", "messages": [{"role": "user", "content": "x"}]}', "a")
+    await Calls(behind).ask(EMBEDDINGS, b'{"model": "minilm", "input": "x"}', "b")
+    asked = [behind._plane.generations[-1], behind._plane.requests[-1]]
+    assert [(one.priority, one.protocol, one.id) for one in asked] == [(BEHIND, "batch", "a"), (BEHIND, "batch", "b")]
+    hurry = b'{"model": "chat", "messages": [{"role": "user", "content": "x"}], "priority": -3}'
+    await Calls(behind).ask(CHAT, hurry, "c")
+    assert behind._plane.generations[-1].priority == BEHIND - 3
+
+
+@pytest.mark.parametrize("error", [Overloaded("full", 0.01), NotReady("loading"), ReplicaCrashed("died")])
+async def test_a_batch_waits_where_the_plane_is_full_or_not_ready(behind, error):
+    documents = [(EMBEDDINGS, b'{"model": "minilm", "input": "x"}'), (COMPLETIONS, b'{"model": "chat", "prompt": "x"}')]
+    behind._plane.refuse = error
+    asking = [asyncio.ensure_future(Calls(behind).ask(*each, str(n))) for n, each in enumerate(documents)]
+    await asyncio.sleep(0.05)
+    assert not any(each.done() for each in asking)
+    behind._plane.refuse = None
+    assert [status for status, _ in await asyncio.gather(*asking)] == [200, 200]
+
+
+async def test_a_call_that_kills_every_replica_fails_in_the_end(behind, monkeypatch):
+    monkeypatch.setattr("foretell.app.background._PAUSE_S", 0.0)
+    behind._plane.refuse = ReplicaCrashed("died")
+    status, document = await Calls(behind).ask(COMPLETIONS, b'{"model": "chat", "prompt": "x"}', "a")
+    assert (status, b"died" in document) == (500, True)
