@@ -1,5 +1,5 @@
-"""A server with a batch is stopped or killed, and started again: every call has one answer. And whoever asks online does
-not wait for a batch.
+"""A server with a batch is stopped or killed, and started again: every call has one answer. And whoever asks online
+does not wait for a batch.
 """
 
 import asyncio
@@ -118,7 +118,9 @@ def test_a_batch_never_fills_the_queue_of_those_who_ask_online(world):
     world.add_python("embed", EMBED, TEXTS)
     served = Served(world.store, "embed", queue=40)
     try:
-        batch = served.create([call(f"c{number}", input=["slow"] * 10) for number in range(10)])
+        # No two alike: equal requests would share one computation.
+        texts = [[f"slow{number}.{row}" for row in range(10)] for number in range(10)]
+        batch = served.create([call(f"c{number}", input=each) for number, each in enumerate(texts)])
         served.until(batch, "in_progress")
         while served.client.batches.retrieve(batch.id).status == "in_progress":
             served.client.embeddings.create(model="embed", input=["a"] * 8)
