@@ -6,14 +6,17 @@ import asyncio
 import os
 import signal
 
+import numpy as np
 import pytest
 
 from foretell.app.background import BEHIND, Background
 from foretell.cli.child import ChildServer
 from foretell.core.errors import NotReady, Overloaded, ReplicaCrashed
+from foretell.core.reference import parse_reference
+from foretell.core.request import Request
 from foretell.server.openai import Calls
 from foretell.testing import FakePlane
-from tests.batch.calls import CHAT, COMPLETIONS, EMBED, EMBEDDINGS, TEXTS, Helper, Served, call, calls
+from tests.batch.calls import CHAT, COMPLETIONS, EMBEDDINGS, TEXTS, Helper, Served, call, calls
 from tests.batch.conftest import World
 from tests.server.models import models
 
@@ -114,21 +117,6 @@ def test_whoever_asks_online_goes_before_all_that_waits_of_a_batch(world, monkey
     assert before <= 16
 
 
-def test_a_batch_never_fills_the_queue_of_those_who_ask_online(world):
-    world.add_python("embed", EMBED, TEXTS)
-    served = Served(world.store, "embed", queue=40)
-    try:
-        # No two alike: equal requests would share one computation.
-        texts = [[f"slow{number}.{row}" for row in range(10)] for number in range(10)]
-        batch = served.create([call(f"c{number}", input=each) for number, each in enumerate(texts)])
-        served.until(batch, "in_progress")
-        while served.client.batches.retrieve(batch.id).status == "in_progress":
-            served.client.embeddings.create(model="embed", input=["a"] * 8)
-        assert served.until(batch).request_counts.completed == 10
-    finally:
-        served.close()
-
-
 @pytest.fixture
 def behind():
     return Background(FakePlane(*models()), lambda reference: 1024)
@@ -142,6 +130,27 @@ async def test_a_batch_asks_behind_all_others_and_keeps_its_own_order(behind):
     hurry = b'{"model": "chat", "messages": [{"role": "user", "content": "x"}], "priority": -3}'
     await Calls(behind).ask(CHAT, hurry, "c")
     assert behind._plane.generations[-1].priority == BEHIND - 3
+
+
+async def test_a_batch_leaves_room_in_the_queue(behind):
+    behind._most = lambda reference: 25
+    endless = parse_reference("endless")
+
+    def ask(rows: int) -> asyncio.Future:
+        request = Request({"x": np.zeros((rows, 4), np.float32)}, rows)
+        return asyncio.ensure_future(behind.infer(endless, request))
+
+    asking = [ask(10) for _ in range(5)]
+    await asyncio.sleep(0.02)
+    assert [request.rows for request in behind._plane.requests] == [10, 10]
+    for each in asking:
+        each.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    alone = [ask(100), ask(1)]
+    await asyncio.sleep(0.02)
+    assert [request.rows for request in behind._plane.requests][2:] == [100], "larger than the room: alone"
+    for each in alone:
+        each.cancel()
 
 
 @pytest.mark.parametrize("error", [Overloaded("full", 0.01), NotReady("loading"), ReplicaCrashed("died")])
