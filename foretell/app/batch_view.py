@@ -11,11 +11,13 @@ PREFIX = "batch_"
 
 
 def show(job: JobInfo, totals: Totals) -> BatchObject:
-    """What clients see of a job of calls."""
+    """What clients see of a job of calls. `totals` are those of a job without a report."""
     spec, plan = decode_spec(job.spec), decode_plan(job.plan)
     calling = spec.calling
     assert calling is not None
-    ending = msgspec.json.decode(job.report, type=Report).ending if job.report else None
+    report = msgspec.json.decode(job.report, type=Report) if job.report else None
+    ending = report.ending if report else None
+    done = report or totals
     shown = BatchObject(
         id=PREFIX + job.id,
         endpoint=calling.endpoint,
@@ -26,7 +28,7 @@ def show(job: JobInfo, totals: Totals) -> BatchObject:
         created_at=int(job.created),
         in_progress_at=int(plan.began) or None,
         expires_at=int(calling.expires),
-        request_counts=RequestCounts(plan.calls, totals.rows, totals.errors),
+        request_counts=RequestCounts(plan.calls, done.rows, done.errors),
         metadata=calling.metadata or None,
     )
     if shown.status in ("cancelling", "cancelled"):

@@ -24,12 +24,12 @@ from foretell.batch.report import Ending, Fault, Status, make_report, render_jso
 from foretell.batch.run import JobRun, leave
 from foretell.batch.source import Source
 from foretell.batch.spec import Calling, JobSpec, Plan, Reading, Writing, decode_plan, decode_spec, encode
-from foretell.core.errors import Conflict, ForetellError, InvalidInput, NotFound
+from foretell.core.errors import ConfigError, Conflict, ForetellError, InvalidInput, NotFound, NotReady
 from foretell.core.reference import parse_reference
 from foretell.plane.plane import Plane
 from foretell.server.openai import Calls
 from foretell.server.openai_batches import BatchAsked, BatchObject
-from foretell.store.job import JobInfo, State
+from foretell.store.job import JobInfo, State, Totals
 from foretell.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ LOOK_S = 2.0
 CALLS = "calls.parquet"
 _SPARE = 0.75
 """The share of a language model's slots that batches may hold: others find one without sending anybody back."""
+PASSING = (ConfigError, NotReady, OSError)
+"""What may pass by itself or is mended by an operator, such as a full disk: a batch waits for that."""
 _STATES: dict[Status, State] = {"completed": "completed", "failed": "failed", "expired": "failed"}
 _WHY: dict[Status, str] = {
     "completed": "",
@@ -124,7 +126,7 @@ class Batches:
         return [self._shown(job) for job in self._store.jobs.all() if decode_spec(job.spec).calling is not None]
 
     def _shown(self, job: JobInfo) -> BatchObject:
-        return show(job, self._store.jobs.totals(job.id))
+        return show(job, Totals() if job.report else self._store.jobs.totals(job.id))
 
     # What runs
 
@@ -177,7 +179,10 @@ class Batches:
             if (await asyncio.to_thread(jobs.get, name)).state == "cancelled":
                 await self._end(name, "cancelled")
             elif isinstance(error, asyncio.CancelledError | Conflict):
-                leave(jobs, name, self._owner, asyncio.CancelledError())
+                self._leave(name)
+            elif isinstance(error, PASSING):
+                log.warning("batch %s%s has to wait: %s", PREFIX, name, error)
+                self._leave(name)
             else:
                 log.exception("batch %s%s failed", PREFIX, name)
                 told = error.message if isinstance(error, ForetellError) else f"{type(error).__name__}: {error}"
@@ -226,9 +231,16 @@ class Batches:
         except Conflict:
             if status != "cancelled" and self._store.jobs.get(name).state == "cancelled":
                 await self._end(name, "cancelled")
+        except PASSING as error:
+            log.warning("the answers of batch %s%s cannot be written, it is tried again: %s", PREFIX, name, error)
+            self._leave(name)
         except Exception as error:
             log.exception("the answers of batch %s%s could not be gathered", PREFIX, name)
             leave(self._store.jobs, name, self._owner, error)
+
+    def _leave(self, name: str) -> None:
+        """Give it back: whoever looks next goes on with it."""
+        leave(self._store.jobs, name, self._owner, asyncio.CancelledError())
 
     def _gather(self, name: str, status: Status, faults: tuple[Fault, ...]) -> None:
         jobs, files = self._store.jobs, self._store.files
@@ -244,7 +256,9 @@ class Batches:
                 if path.stat().st_size:
                     shown = f"{PREFIX}{name}_{path.name}"
                     made[path.stem] = files.adopt(f"file-{name}-{path.stem}", shown, "batch_output", path, gathered).id
-        report = make_report(job, parts, spec.model, len(plan.files), plan.batch_rows, 0, 0.0)
+        took_s = gathered - plan.began if plan.began else 0.0
+        made_rows = sum(part.read for part in parts)
+        report = make_report(job, parts, spec.model, len(plan.files), plan.batch_rows, made_rows, took_s)
         ending = Ending(status, gathered, time.time(), made["answers"], made["errors"], faults)
         text = render_json(msgspec.structs.replace(report, ending=ending))
         if status == "cancelled":

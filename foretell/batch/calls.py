@@ -1,5 +1,6 @@
 """A file of calls of the server's API, one JSON object a line → a table of them, or what is wrong, by line."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class BadCalls(InvalidInput):
     def __init__(self, faults: list[Fault]) -> None:
         first = faults[0]
         where = f" (line {first.line})" if first.line else ""
-        super().__init__(f"{len(faults)} faults in the calls; the first: {first.message}{where}")
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        super().__init__(f"the calls cannot be run: {first.message}{where}{more}")
         self.faults = tuple(faults)
 
 
@@ -76,6 +78,8 @@ def write_calls(source: Path, endpoint: str, check_model: CheckModel, target: Pa
     if reader.faults:
         temporary.unlink()
         raise BadCalls(reader.faults)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
     temporary.rename(target)
     return reader.count
 

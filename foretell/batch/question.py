@@ -58,8 +58,6 @@ class RowQuestion:
 
 def question_of(spec: JobSpec, manifest: Manifest, source: Source, schema: pa.Schema) -> RowQuestion | PromptQuestion:
     """What `spec` asks of a model. Raises `InvalidInput` where the first file's columns do not fit it."""
-    if spec.calling is not None:
-        raise InvalidInput("these are calls of the server's API: a server (foretell serve) goes on with them by itself")
     generates = manifest.runtime == "llm"
     if generates != (spec.prompting is not None):
         raise InvalidInput(

@@ -114,6 +114,15 @@ def decode_plan(text: str) -> Plan:
     return msgspec.json.decode(text, type=Plan)
 
 
+def check_no_calls(job: str, spec: JobSpec) -> None:
+    """Raise `Conflict` for calls of the server's API, which only a server can go on with."""
+    if spec.calling is not None:
+        raise Conflict(
+            f"job {job} is a batch of calls: any server of this store that serves {spec.model or 'its model'} goes on"
+            " with it by itself (foretell serve)"
+        )
+
+
 def check_same(job: str, before: JobSpec, now: JobSpec) -> None:
     """Raise `Conflict` that names what differs from the job that is to be resumed."""
     for field in msgspec.structs.fields(JobSpec):

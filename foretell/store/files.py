@@ -2,6 +2,7 @@
 in a folder of this machine.
 """
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
-from foretell.core.errors import ConfigError, NotFound
+from foretell.core.errors import ConfigError, NotFound, NotReady
 from foretell.store.database import Database
 from foretell.store.schema import FILES
 
@@ -34,26 +35,29 @@ class Files:
         self._database = database
 
     def add(self, filename: str, purpose: str, content: bytes, now: float) -> FileInfo:
-        """Keep `content`. Raises `ConfigError` where the disk does not take it; then there is no such file."""
+        """Keep `content`. Raises `NotReady` where the disk does not take it; then there is no such file."""
         temporary = self._folder() / f".{uuid.uuid4().hex}.tmp"
         try:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
             return self.adopt(f"file-{uuid.uuid4().hex}", filename, purpose, temporary, now)
         except OSError as error:
-            raise ConfigError(
+            raise NotReady(
                 f"{filename} was not kept: {error.strerror or error} ({temporary.parent}). Free some space, or give"
                 " another folder as [store] files"
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def adopt(self, name: str, filename: str, purpose: str, path: Path, now: float) -> FileInfo:
         """Make `path` the file with the id `name`, once however often it is tried."""
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
         info = FileInfo(name, filename, purpose, path.stat().st_size, now)
-        path.rename(self._folder() / name)
+        place = self._folder() / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
         with self._database.write(_LOCK, counts=False) as connection:
             connection.execute(FILES.delete().where(FILES.c.id == name))
             connection.execute(FILES.insert().values(msgspec.structs.asdict(info)))

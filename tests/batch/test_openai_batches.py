@@ -1,12 +1,16 @@
 """/v1/files and /v1/batches by the unchanged openai client, against the real service with real replicas."""
 
+import asyncio
+import errno
+
 import openai
 import pytest
 
-from foretell.batch.question import question_of
-from foretell.batch.spec import decode_spec
-from foretell.core.errors import InvalidInput
-from foretell.core.reference import parse_reference
+from foretell.app import batches
+from foretell.app.batch import BatchService
+from foretell.app.config import Config
+from foretell.cli.main import command
+from foretell.core.errors import Conflict
 from tests.batch.calls import CHAT, COMPLETIONS, EMBED, EMBEDDINGS, TEXTS, Served, add_talk, call, calls
 from tests.batch.conftest import World
 from tests.fleet.scripted import launch_scripted, prompt
@@ -171,15 +175,6 @@ def test_a_batch_is_cancelled_and_keeps_what_was_answered(embed):
         embed.client.batches.cancel(batch.id)
 
 
-def test_a_job_that_is_cancelled_in_the_store_is_a_cancelled_batch(embed, store):
-    batch = embed.create(calls(["slow"] * 400))
-    embed.until(batch, "in_progress", done=1)
-    store.jobs.cancel(batch.id.removeprefix("batch_"), 1.0)
-    batch = embed.until(batch)
-    assert batch.status == "cancelled"
-    assert batch.output_file_id
-
-
 def test_a_batch_expires_and_says_which_calls_were_not_made(embed):
     batch = embed.run(calls(["slow"] * 400), EMBEDDINGS, "1s")
     assert batch.status == "expired"
@@ -188,6 +183,47 @@ def test_a_batch_expires_and_says_which_calls_were_not_made(embed):
     assert 0 < len(done) < 400
     assert len(done) + len(errors) == 400
     assert errors[0]["error"]["code"] == "batch_expired"
+
+
+def test_a_full_disk_makes_a_batch_wait_and_not_fail(embed, monkeypatch):
+    attempts = []
+
+    def full(where):
+        def write(*arguments):
+            if len(attempts) < 2:
+                attempts.append(where)
+                raise OSError(errno.ENOSPC, "no space left on device")
+            return real[where](*arguments)
+
+        return write
+
+    real = {"calls": batches.write_calls, "replies": batches.write_replies}
+    monkeypatch.setattr(batches, "LOOK_S", 0.01)
+    monkeypatch.setattr(batches, "write_calls", full("calls"))
+    assert embed.run(calls(["a", "boom"])).request_counts.completed == 1
+    attempts.clear()
+    monkeypatch.setattr(batches, "write_replies", full("replies"))
+    monkeypatch.setattr(batches, "write_calls", real["calls"])
+    batch = embed.run(calls(["a", "boom"]))
+    assert batch.status == "completed"
+    assert len(embed.lines(batch.output_file_id)) == len(embed.lines(batch.error_file_id)) == 1
+    assert attempts == ["replies"] * 2
+
+
+def test_a_kill_between_its_files_and_its_last_state_makes_them_again(embed, store, monkeypatch):
+    real, killed = store.jobs.move, []
+
+    def move(job, owner, state, *more):
+        if state == "completed" and not killed:
+            killed.append(job)
+            raise OSError("as if the process had ended here")
+        real(job, owner, state, *more)
+
+    monkeypatch.setattr(store.jobs, "move", move)
+    batch = embed.run(calls(["a", "bb"]))
+    assert killed
+    assert vectors(embed.lines(batch.output_file_id)) == {"c0": [1.0, 1.0], "c1": [2.0, 1.0]}
+    assert len([each for each in store.files.all() if each.filename.startswith(batch.id)]) == 1
 
 
 def test_batches_are_listed_page_by_page_newest_first(embed):
@@ -203,15 +239,22 @@ def test_batches_are_listed_page_by_page_newest_first(embed):
         embed.client.batches.list(limit=0)
 
 
-def test_a_batch_is_a_job_that_only_a_server_goes_on_with(embed, store):
-    batch = embed.run(calls(["a", "b"]))
+def test_a_batch_is_a_job_that_only_a_server_goes_on_with(embed, store, monkeypatch, capsys):
+    batch = embed.create(calls(["slow"] * 400))
+    embed.until(batch, "in_progress", done=1)
     job = store.jobs.get(batch.id.removeprefix("batch_"))
-    assert (job.state, store.jobs.totals(job.id).rows) == ("completed", 2)
-    spec = decode_spec(job.spec)
-    assert spec.model == "embed"
-    manifest = store.fetch(store.resolve(parse_reference("embed"))).manifest
-    with pytest.raises(InvalidInput, match="foretell serve"):  # what `foretell jobs resume` asks first
-        question_of(spec, manifest, None, None)
+    monkeypatch.setenv("FORETELL_HOME", str(store.files.folder.parent))
+    with pytest.raises(SystemExit):
+        command().main(["jobs", "resume", job.id], prog_name="foretell")
+    assert "foretell serve" in capsys.readouterr().err
+    with pytest.raises(Conflict, match="foretell serve"):
+        asyncio.run(BatchService(Config(), store).run(job, None))
+    with pytest.raises(SystemExit):
+        command().main(["jobs", "cancel", job.id], prog_name="foretell")
+    assert embed.until(batch).status == "cancelled"
+    with pytest.raises(SystemExit):
+        command().main(["jobs", "show", job.id], prog_name="foretell")
+    assert "embed" in capsys.readouterr().out
 
 
 # -- what is refused
