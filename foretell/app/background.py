@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import msgspec
 
-from foretell.batch.calling import Spent
-from foretell.batch.scoring import PROTOCOL
+from foretell.batch.ending import Spent
+from foretell.batch.spec import PROTOCOL
 from foretell.core.errors import ForetellError, NotReady, Overloaded, ReplicaCrashed
 from foretell.core.generation import Event, GenerateRequest
 from foretell.core.observation import Observation

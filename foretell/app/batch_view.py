@@ -2,7 +2,7 @@
 
 import msgspec
 
-from foretell.batch.report import Ending, Report
+from foretell.batch.ending import Ended, Ending
 from foretell.batch.spec import Plan, decode_plan, decode_spec
 from foretell.server.openai_batches import BatchFault, BatchFaults, BatchObject, RequestCounts
 from foretell.store.job import JobInfo, Totals
@@ -15,7 +15,7 @@ def show(job: JobInfo, totals: Totals) -> BatchObject:
     spec, plan = decode_spec(job.spec), decode_plan(job.plan)
     calling = spec.calling
     assert calling is not None
-    report = msgspec.json.decode(job.report, type=Report) if job.report else None
+    report = msgspec.json.decode(job.report, type=Ended) if job.report else None
     ending = report.ending if report else None
     done = report or totals
     shown = BatchObject(

@@ -10,6 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from foretell.batch.calls import BODY
+from foretell.batch.ending import Spent
 from foretell.batch.part import Scored
 from foretell.batch.scoring import together
 from foretell.batch.tuning import Sizes
@@ -24,13 +25,6 @@ OK = 200
 
 Ask = Callable[[str, bytes, str], Awaitable[tuple[int, bytes]]]
 """Endpoint, document and the id of this call → status and document."""
-
-
-class Spent(msgspec.Struct):
-    """What a call took of the replicas."""
-
-    compute_s: float = 0.0
-    dollars: float = 0.0
 
 
 class CallQuestion:

@@ -11,7 +11,7 @@ import msgspec
 import pyarrow.parquet
 
 from foretell.batch.calling import RESPONSE
-from foretell.batch.calls import CUSTOM_ID
+from foretell.batch.lines import CUSTOM_ID
 from foretell.batch.protocol import ERRORS
 from foretell.store.job import JobPart
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from html import escape
-from typing import Literal
 
 import msgspec
 
 from foretell.batch.accuracy import Estimate, Quality, Tally, add, judge
+from foretell.batch.ending import Ending
 from foretell.report.page import Points, card, line_chart, page, row
 from foretell.report.units import dollars, seconds
 from foretell.store.job import JobInfo, JobPart
@@ -14,29 +14,6 @@ from foretell.store.job import JobInfo, JobPart
 NAMES = ("_report.json", "_report.html")
 _SLOTS = 60
 _MOST_CLASSES = 25
-
-
-Status = Literal["completed", "failed", "expired", "cancelled"]
-
-
-class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is wrong with a file of calls. `line` counts from 1."""
-
-    code: str
-    message: str
-    line: int | None = None
-    param: str | None = None
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """How calls of the server's API came to their end, and the files that hold the answers ("": there are none)."""
-
-    status: Status
-    gathered: float
-    ended: float
-    answers: str = ""
-    errors: str = ""
-    faults: tuple[Fault, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):

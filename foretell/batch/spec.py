@@ -9,6 +9,8 @@ from foretell.core.errors import Conflict
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
+PROTOCOL = "batch"
+"""How requests of jobs are called in observations."""
 
 MAY_CHANGE = ("max_errors", "batch_rows", "part_rows")
 """What may be asked otherwise when a job is resumed (the sizes stay as they were planned)."""

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foretell.batch import calls
-from foretell.batch.calling import CallScorer, Spent
-from foretell.batch.calls import BadCalls, model_of, write_calls
+from foretell.batch import calls, lines
+from foretell.batch.calling import CallScorer
+from foretell.batch.calls import write_calls
+from foretell.batch.ending import Spent
+from foretell.batch.lines import BadCalls, model_of
 from foretell.batch.replies import Unanswered, write_replies
 from foretell.store.job import JobPart
 
@@ -68,7 +70,7 @@ def test_calls_are_written_in_groups(write, monkeypatch):
 
 
 def test_a_file_holds_so_many_calls_and_no_more(write, monkeypatch):
-    monkeypatch.setattr(calls, "MOST_CALLS", 3)
+    monkeypatch.setattr(lines, "MOST_CALLS", 3)
     assert len(write(b"".join(line(str(n)) for n in range(3)))) == 3
     with pytest.raises(BadCalls, match="at most 3"):
         write(b"".join(line(str(n)) for n in range(9)))
@@ -77,7 +79,7 @@ def test_a_file_holds_so_many_calls_and_no_more(write, monkeypatch):
 def test_no_more_faults_are_listed_than_somebody_reads(write):
     with pytest.raises(BadCalls) as error:
         write(b"{}\n" * 1000)
-    assert len(error.value.faults) == calls.MOST_FAULTS
+    assert len(error.value.faults) == lines.MOST_FAULTS
 
 
 @pytest.mark.parametrize(("first", "model"), [(line("a"), "m"), (b"{}", ""), (b"\xff", ""), (b"", "")])

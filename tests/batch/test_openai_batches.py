@@ -6,7 +6,7 @@ import errno
 import openai
 import pytest
 
-from foretell.app import batches
+from foretell.app import batch_calls, batches
 from foretell.app.batch import BatchService
 from foretell.app.config import Config
 from foretell.cli.main import command
@@ -197,13 +197,13 @@ def test_a_full_disk_makes_a_batch_wait_and_not_fail(embed, monkeypatch):
 
         return write
 
-    real = {"calls": batches.write_calls, "replies": batches.write_replies}
+    real = {"calls": batch_calls.write_calls, "replies": batch_calls.write_replies}
     monkeypatch.setattr(batches, "LOOK_S", 0.01)
-    monkeypatch.setattr(batches, "write_calls", full("calls"))
+    monkeypatch.setattr(batch_calls, "write_calls", full("calls"))
     assert embed.run(calls(["a", "boom"])).request_counts.completed == 1
     attempts.clear()
-    monkeypatch.setattr(batches, "write_replies", full("replies"))
-    monkeypatch.setattr(batches, "write_calls", real["calls"])
+    monkeypatch.setattr(batch_calls, "write_replies", full("replies"))
+    monkeypatch.setattr(batch_calls, "write_calls", real["calls"])
     batch = embed.run(calls(["a", "boom"]))
     assert batch.status == "completed"
     assert len(embed.lines(batch.output_file_id)) == len(embed.lines(batch.error_file_id)) == 1

@@ -5,6 +5,7 @@ does not wait for a batch.
 import asyncio
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from foretell.core.reference import parse_reference
 from foretell.core.request import Request
 from foretell.server.openai import Calls
 from foretell.testing import FakePlane
-from tests.batch.calls import CHAT, COMPLETIONS, EMBEDDINGS, TEXTS, Helper, Served, call, calls
+from tests.batch.calls import CHAT, COMPLETIONS, EMBED, EMBEDDINGS, TEXTS, Helper, Served, add_talk, call, calls
 from tests.batch.conftest import World
+from tests.fleet.scripted import launch_scripted
 from tests.server.models import models
 
 COUNT = 240
@@ -80,15 +82,44 @@ def test_killed_again_and_again_every_call_has_one_answer(served):
     assert len(asked) < 2 * COUNT, "what was answered before a kill is not asked again"
 
 
-@pytest.mark.slow
-def test_a_stopped_server_gives_its_batch_back_at_once(served):
-    server = served()
-    batch = Helper(server.url).create(calls(["a"] * 120))
-    Helper(server.url).until(batch, "in_progress", done=8)
-    assert server.stop() == 0
-    again = Helper(served().url)
-    batch = again.until(batch)
-    assert batch.request_counts.completed == 120
+def test_a_stopped_server_gives_its_batch_back_at_once(world):
+    world.add_python("embed", EMBED, TEXTS)
+    served = Served(world.store, "embed")
+    batch = served.create(calls([f"slow{number}" for number in range(200)]))
+    served.until(batch, "in_progress", done=1)
+    served.close()
+    (job,) = world.store.jobs.all()
+    assert (job.state, job.owner, job.reason) == ("queued", "", "interrupted")
+    before = world.store.jobs.totals(job.id).rows
+    assert before < 200
+    served = Served(world.store, "embed")
+    try:
+        batch = served.until(batch)
+        assert (batch.status, batch.request_counts.completed) == ("completed", 200)
+    finally:
+        served.close()
+
+
+def test_a_server_without_the_model_leaves_a_batch_to_others(world, monkeypatch):
+    monkeypatch.setattr("foretell.app.batches.LOOK_S", 0.01)
+    world.add_python("embed", EMBED, TEXTS)
+    add_talk(world.store, world.folder / "talk")
+    served = Served(world.store, "embed")
+    batch = served.create(calls([f"slow{number}" for number in range(200)]))
+    served.until(batch, "in_progress", done=1)
+    served.close()
+    other = Served(world.store, "talk", launch=launch_scripted)
+    try:
+        assert other.client.batches.retrieve(batch.id).status == "in_progress"
+        time.sleep(0.2)
+        (job,) = world.store.jobs.all()
+        assert (job.state, job.attempts) == ("queued", 1)
+        assert other.client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
+        batch = other.until(batch)
+        assert batch.status == "cancelled"
+        assert len(other.lines(batch.output_file_id)) == batch.request_counts.completed
+    finally:
+        other.close()
 
 
 def test_whoever_asks_online_goes_before_all_that_waits_of_a_batch(world, monkeypatch):
