@@ -24,6 +24,10 @@ BEHIND = 1_000_000
 """Added to the priority of every request: smaller numbers run earlier."""
 ROOM = 0.25
 """The share of a model's queue that batches may take, so that others find room. A larger request goes alone."""
+FEW = 8
+"""Generations that are begun beside others while somebody asks online: each one more makes all of them slower."""
+QUIET_S = 10.0
+"""After so long without anybody, batches take all that they may."""
 MOST_TRIES = 3
 """A request whose replica dies is asked so often."""
 
@@ -53,6 +57,8 @@ class Background:
         self._most = room
         self._rows = 0
         self._room = asyncio.Condition()
+        self._speaking = 0
+        self._heard_at = float("-inf")
         self._bill: dict[str, Spent] = {}
 
     async def infer(self, reference: Reference, request: Request) -> Response:
@@ -78,7 +84,7 @@ class Background:
                 request, priority=request.priority + BEHIND, protocol=PROTOCOL, deadline=time.monotonic() + _LONGEST_S
             )
             try:
-                async with contextlib.aclosing(self._plane.generate(reference, behind)) as stream:
+                async with self._turn(), contextlib.aclosing(self._plane.generate(reference, behind)) as stream:
                     events = [event async for event in stream]
                 break
             except (Overloaded, NotReady, ReplicaCrashed) as error:
@@ -107,8 +113,11 @@ class Background:
     # What it costs
 
     def record(self, observation: Observation) -> None:
-        """Hear of every finished request; those of others are left alone."""
-        if observation.protocol == PROTOCOL:
+        """Hear of every finished request: what those of batches cost, and whether others generate."""
+        if observation.protocol != PROTOCOL:
+            if observation.tokens is not None:
+                self._heard_at = time.monotonic()
+        else:
             # A completion of several prompts is several requests, NAME-0, NAME-1, …
             spent = self._bill.setdefault(observation.request_id.partition("-")[0], Spent())
             spent.compute_s += observation.compute_s
@@ -116,6 +125,17 @@ class Background:
 
     def spent(self, name: str) -> Spent:
         return self._bill.pop(name, Spent())
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait while somebody asks online and as many as may run beside that do so already."""
+        while self._speaking >= FEW and time.monotonic() - self._heard_at < QUIET_S:
+            await asyncio.sleep(_PAUSE_S)
+        self._speaking += 1
+        try:
+            yield
+        finally:
+            self._speaking -= 1
 
     @contextlib.asynccontextmanager
     async def _taking(self, rows: int, most: int) -> AsyncIterator[None]:

@@ -19,8 +19,6 @@ from foretell.tables.arrays import texts
 
 RESPONSE = "response"
 """The column of answers, JSON texts."""
-PARTS_OF = 4
-"""A part has so many times the calls that run at a time."""
 OK = 200
 
 Ask = Callable[[str, bytes, str], Awaitable[tuple[int, bytes]]]
@@ -53,7 +51,8 @@ class CallScorer:
         self._spent = spent
 
     async def sizes(self, table: pa.Table, row_bytes: float) -> Sizes:
-        return Sizes(1, PARTS_OF * self._width)
+        """A part has as many calls as run at a time: others are read ahead, and an early end costs little."""
+        return Sizes(1, self._width)
 
     async def score(self, table: pa.Table, batch_rows: int) -> Scored:
         bodies = table.column(BODY).to_pylist()
@@ -66,7 +65,10 @@ class CallScorer:
 
     async def _answer(self, body: str) -> tuple[int, str, Spent]:
         name = uuid.uuid4().hex
-        async with self._slots:
-            status, document = await self._ask(self._endpoint, body.encode(), name)
+        try:
+            async with self._slots:
+                status, document = await self._ask(self._endpoint, body.encode(), name)
+        finally:
+            spent = self._spent(name)  # also where nobody wants to know: it is kept until somebody asks
         told = {"status_code": status, "request_id": name, "body": msgspec.Raw(document)}
-        return status, msgspec.json.encode(told).decode(), self._spent(name)
+        return status, msgspec.json.encode(told).decode(), spent

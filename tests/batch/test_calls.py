@@ -151,4 +151,4 @@ async def test_so_many_calls_are_under_way_and_no_more():
     ]
     assert list(scored.failed) == [3]
     assert (scored.compute_s, scored.dollars) == (10.0, 5.0)
-    assert (await scorer.sizes(table, 1.0)).part_rows == 16
+    assert (await scorer.sizes(table, 1.0)).part_rows == 4

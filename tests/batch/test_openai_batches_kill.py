@@ -10,13 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from foretell.app.background import BEHIND, Background
+from foretell.app.background import BEHIND, FEW, Background
 from foretell.cli.child import ChildServer
 from foretell.core.errors import NotReady, Overloaded, ReplicaCrashed
+from foretell.core.observation import Observation, TokenUse
 from foretell.core.reference import parse_reference
 from foretell.core.request import Request
 from foretell.server.openai import Calls
-from foretell.testing import FakePlane
+from foretell.testing import FakeGenerator, FakeModel, FakePlane
 from tests.batch.calls import CHAT, COMPLETIONS, EMBED, EMBEDDINGS, TEXTS, Helper, Served, add_talk, call, calls
 from tests.batch.conftest import World
 from tests.fleet.scripted import launch_scripted
@@ -182,6 +183,20 @@ async def test_a_batch_leaves_room_in_the_queue(behind):
     assert [request.rows for request in behind._plane.requests][2:] == [100], "larger than the room: alone"
     for each in alone:
         each.cancel()
+
+
+@pytest.mark.parametrize(("protocol", "most"), [("openai", FEW), ("batch", 20)])
+async def test_few_generations_begin_while_somebody_asks_online(behind, protocol, most):
+    behind._plane.served.append(FakeModel("slow-chat", generator=FakeGenerator(delay_s=60.0)))
+    behind.record(Observation("m", "1", "done", 0.0, 1, 0, 1, 1, 1, False, protocol, "x", tokens=TokenUse(1)))
+    document = b'{"model": "slow-chat", "prompt": "x"}'
+    asking = [asyncio.ensure_future(Calls(behind).ask(COMPLETIONS, document, str(n))) for n in range(20)]
+    await asyncio.sleep(0.1)
+    assert len(behind._plane.generations) == most
+    for each in asking:
+        each.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert behind._speaking == 0
 
 
 @pytest.mark.parametrize("error", [Overloaded("full", 0.01), NotReady("loading"), ReplicaCrashed("died")])
