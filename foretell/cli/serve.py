@@ -134,7 +134,7 @@ async def _until_stopped(config: Config, as_json: bool, scratch: str) -> int:
     began = time.perf_counter()
     with (
         on_interrupt(functools.partial(_stop, stopping, scratch)),
-        open_store(config.store.home, config.store.database) as store,
+        open_store(config.store.home, config.store.database, config.store.files) as store,
     ):
         service = Service(config, store)
         starting = asyncio.create_task(service.start())

@@ -13,7 +13,7 @@ from foretell.core.tensor import Signature, Tensor, TensorSpec
 from foretell.plane.info import ModelInfo
 from foretell.server.door import Inference
 from foretell.server.http import Request, Response, json_response
-from foretell.server.openai_shape import read_document
+from foretell.server.openai_shape import read_document, request_id
 
 _MAX_INPUTS = 2048
 
@@ -70,6 +70,7 @@ class EmbeddingsApi:
         infer = InferRequest(
             {spec.name: rows.reshape([-1] + [1] * (len(spec.shape) - 1))},
             len(texts),
+            id=request_id(request, ""),
             protocol="openai",
             sticky=document.user,
         )

@@ -20,7 +20,7 @@ async def _interrupted(number: int) -> str:
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_loop_hears_of_it_and_the_handlers_of_before_are_back(number, new_loop):
+def test_the_loop_hears_of_it_and_afterwards_python_does_again(number, new_loop):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with asyncio.Runner(loop_factory=new_loop) as runner:
         assert runner.run(_interrupted(number)) == "asked"
