@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from foretell.app.config import Config
-from foretell.app.deployments import deployment_spec, generation_settings, with_draft
+from foretell.app.deployments import deployment_spec, generation_settings, replica_settings, with_draft
 from foretell.app.scoring import scoring, scoring_there
 from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
@@ -94,7 +94,8 @@ class BatchService:
         schema = await asyncio.to_thread(source.first_schema)
         question = question_of(spec, deployment.manifest, source, schema)
         charge = workers.Charge(spec, job.attempts, source, partial(scoring_there, deployment, spec, observations))
-        crew = workers.RayCrew(self._ray, charge, question, deployment.replicas.count, deployment.replicas.threads)
+        count = replica_settings(deployment.name, deployment.manifest, self._config).count
+        crew = workers.RayCrew(self._ray, charge, question, count, deployment.replicas.threads)
         try:
             await crew.open()
             yield crew

@@ -16,13 +16,14 @@ from foretell.batch.question import RowQuestion, question_of
 from foretell.batch.scoring import RowScorer, Scorer
 from foretell.batch.source import Source
 from foretell.batch.spec import JobSpec
-from foretell.core.errors import ConfigError
+from foretell.core.errors import ConfigError, PackageError
 from foretell.core.observation import Observation
 from foretell.core.reference import parse_reference
 from foretell.fleet.launcher import Launcher, LocalProcess
 from foretell.fleet.spec import MOST_REPLICAS
 from foretell.plane.plane import Plane
 from foretell.plane.spec import DeploymentSpec
+from foretell.store.package import Package
 
 SLOTS = 3
 """Requests under way for each replica: one runs, one is in its socket, one waits."""
@@ -54,12 +55,18 @@ async def scoring(
 async def scoring_there(
     deployment: DeploymentSpec, spec: JobSpec, observations: ObservationSettings, source: Source, threads: int
 ) -> AsyncIterator[Scorer]:
-    """As `scoring`, in a worker that may be on another machine: one replica with `threads`."""
+    """As `scoring`, in a worker that may be on another machine: one replica with `threads`. Raises `ConfigError` where
+    the package is not there, `PackageError` where it is another one.
+    """
+    here = socket.gethostname()
     if not Path(deployment.package).is_dir():
         raise ConfigError(
-            f"{deployment.package} is not on {socket.gethostname()}: the machines of a cluster need the store, the input"
-            " and the output on a file system that all of them mount under the same path"
+            f"{deployment.package} is not on {here}: the machines of a cluster need the store, the input and the output"
+            " on a file system that all of them mount under the same path"
         )
+    package = await asyncio.to_thread(Package.open, deployment.package)
+    if package.digest != spec.digest:
+        raise PackageError(f"{deployment.package} on {here} is another package than that of the job; fetch a good copy")
     replicas = msgspec.structs.replace(deployment.replicas, count=1, threads=threads)
     async with scoring(msgspec.structs.replace(deployment, replicas=replicas), spec, observations, source) as scorer:
         yield scorer

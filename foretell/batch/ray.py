@@ -128,10 +128,12 @@ class RayCrew:
         if ray.is_initialized():
             return
         try:
-            ray.init(self._address or None, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                self._address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = f'the Ray cluster at "{self._address}"' if self._address else "a Ray cluster on this machine"
-            reason = str(error).strip().split("\n")[0]
+            reason = _first_line(error)
             raise ConfigError(f"{where} cannot be used: {reason}. Name one that runs: --address HOST:PORT") from None
         self._joined = True
 
@@ -199,12 +201,16 @@ class RayCrew:
             try:
                 return await call(seat.worker, again)
             except ray.exceptions.RayActorError as error:
-                reason = str(error).strip().split("\n")[0]
+                reason = _first_line(error)
                 self._give_up(seat)
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, ForetellError):
                     raise error.cause from None
                 raise
+            except ray.exceptions.RayError as error:
+                raise ReplicaCrashed(
+                    f"{what}: the Ray cluster failed: {_first_line(error)}. What was committed stays; resume the job"
+                ) from error
             finally:
                 if not seat.dead:
                     self._free.put_nowait(seat)
@@ -220,6 +226,10 @@ class RayCrew:
             self._seats.remove(seat)
             ray.kill(seat.worker)
             self._seat()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 async def _quiet(answer: Any) -> None:
