@@ -7,6 +7,7 @@ lease and writes the records, so a job goes from this machine to a cluster and b
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ TRIES = 3
 AT_A_TIME = 2
 """Parts of a worker: one is scored while the other is read or written."""
 CLOSE_S = 10.0
+CONNECT_S = 5.0
 
 Open = Callable[[Source, int], contextlib.AbstractAsyncContextManager[Scorer]]
 """Loads the model with so many threads, in the worker's process."""
@@ -87,9 +89,10 @@ class Worker:
 
 
 class _Seat(msgspec.Struct):
-    """A worker and whether it is known to be dead."""
+    """A worker, whether it has begun, and whether it is known to be dead. It may wait for a CPU before it begins."""
 
     worker: Any
+    began: bool = False
     dead: bool = False
 
 
@@ -127,14 +130,17 @@ class RayCrew:
     def _join(self) -> None:
         if ray.is_initialized():
             return
+        if self._address:
+            _check_answers(self._address)
         try:
             ray.init(
                 self._address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = f'the Ray cluster at "{self._address}"' if self._address else "a Ray cluster on this machine"
-            reason = _first_line(error)
-            raise ConfigError(f"{where} cannot be used: {reason}. Name one that runs: --address HOST:PORT") from None
+            raise ConfigError(
+                f"{where} cannot be used: {_first_line(error)}. Name one that runs: --address HOST:PORT"
+            ) from None
         self._joined = True
 
     def _seat(self) -> None:
@@ -149,6 +155,7 @@ class RayCrew:
     async def _free_when_ready(self, seat: _Seat) -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # whoever asks it next meets the error
             await seat.worker.ready.remote()
+        seat.began = True
         for _ in range(AT_A_TIME):
             self._free.put_nowait(seat)
 
@@ -156,11 +163,10 @@ class RayCrew:
         """End the workers, and this process's part in the cluster."""
         for task in self._seating:
             task.cancel()
-        ready = [seat for seat in self._seats if not seat.dead]
-        if ready:
-            closing = [asyncio.ensure_future(_quiet(seat.worker.close.remote())) for seat in ready]
+        closing = [asyncio.ensure_future(_quiet(seat.worker.close.remote())) for seat in self._seats if seat.began]
+        if closing:
             await asyncio.wait(closing, timeout=CLOSE_S)
-        for seat in ready:
+        for seat in self._seats:
             ray.kill(seat.worker)
         if self._joined:
             await asyncio.to_thread(ray.shutdown)
@@ -226,6 +232,19 @@ class RayCrew:
             self._seats.remove(seat)
             ray.kill(seat.worker)
             self._seat()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself waits for a minute, and then ends the process where nobody answers."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        raise ConfigError(f'"{address}" is no address of a Ray cluster; name its head: --address HOST:PORT')
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f'no Ray cluster answers at "{address}" ({error.strerror or error}). Name one that runs: --address HOST:PORT'
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
