@@ -179,21 +179,22 @@ def test_workers_that_write_to_a_disk_of_their_own_are_noticed(on_ray, monkeypat
     assert on_ray.store.jobs.parts(on_ray.job().id) == []
 
 
-def test_ctrl_c_and_kill_leave_a_job_that_ray_resumes(on_ray, cluster):
+def test_kill_and_ctrl_c_leave_a_job_that_goes_on_with_and_without_ray(on_ray, cluster):
     source = double(on_ray, pause=0.1)
     there = ("--on", "ray", "--address", cluster.address)
     running = on_ray.cli("batch", "double", source, on_ray.folder / "out", *WORDS, *there)
     until(lambda: parts(on_ray))
+    running.kill()
+    running.communicate()
+    before = parts(on_ray)
+    assert before < ROWS / SIZES["part_rows"], "it was killed in mid-job"
+    running = on_ray.cli("jobs", "resume", on_ray.job().id, "--trust-code", *there)
+    until(lambda: parts(on_ray) > before)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert (running.returncode, "Go on: foretell jobs resume" in said) == (130, True), said
     assert on_ray.job().state == "queued"
-    before = parts(on_ray)
-    running = on_ray.cli("jobs", "resume", on_ray.job().id, "--trust-code", *there)
-    until(lambda: parts(on_ray) > before)
-    running.kill()
-    running.communicate()
-    assert parts(on_ray) < ROWS / SIZES["part_rows"], "it was killed in mid-job"
+    on_ray.ray = None
     assert on_ray.batch("double", source, resume=True, **SIZES).attempts == 3
     whole(on_ray)
 
@@ -205,7 +206,7 @@ def parts(world) -> int:
 
 def test_a_node_that_dies_takes_its_worker_along_and_no_row(on_ray, cluster):
     node = cluster.add_node(num_cpus=1)
-    source = double(on_ray, pause=0.3)
+    source = double(on_ray, pause=0.15)
     removed = []
 
     def remove(progress) -> None:
