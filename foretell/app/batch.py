@@ -20,7 +20,16 @@ from foretell.batch.question import layout_of, question_of
 from foretell.batch.report import NAMES, Report, make_report, render_html, render_json
 from foretell.batch.run import JobRun, Progress, leave
 from foretell.batch.source import Source
-from foretell.batch.spec import JobSpec, Plan, check_same, check_unchanged, decode_plan, decode_spec, encode
+from foretell.batch.spec import (
+    JobSpec,
+    Plan,
+    check_no_calls,
+    check_same,
+    check_unchanged,
+    decode_plan,
+    decode_spec,
+    encode,
+)
 from foretell.batch.work import Crew, LocalCrew
 from foretell.core.errors import ConfigError, PackageError
 from foretell.core.reference import Reference, parse_reference
@@ -67,6 +76,7 @@ class BatchService:
         self, job: JobInfo, source: Source, tell: Callable[[Progress], None] = lambda progress: None
     ) -> Report:
         """Claim a job and bring it to its end. Raises why it could not; then it can be resumed."""
+        check_no_calls(job.id, decode_spec(job.spec))
         jobs, owner = self._store.jobs, this_process()
         workers = None if self._ray is None else _workers()
         claimed = await asyncio.to_thread(jobs.claim, job.id, owner, time.time(), gone)

@@ -133,9 +133,7 @@ class RayCrew:
         if self._address:
             _check_answers(self._address)
         try:
-            ray.init(
-                self._address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-            )
+            ray.init(self._address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = f'the Ray cluster at "{self._address}"' if self._address else "a Ray cluster on this machine"
             raise ConfigError(
@@ -243,7 +241,8 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except OSError as error:
         raise ConfigError(
-            f'no Ray cluster answers at "{address}" ({error.strerror or error}). Name one that runs: --address HOST:PORT'
+            f'no Ray cluster answers at "{address}" ({error.strerror or error}).'
+            " Name one that runs: --address HOST:PORT"
         ) from None
 
 

@@ -26,7 +26,7 @@ WINDOW = 3
 
 
 class Done(msgspec.Struct, frozen=True):
-    """A part whose files are in place. `record` is what is still to be written; `reason`: why one of its rows failed."""
+    """A part whose files are in place, with the record still to be written. `reason`: why one of its rows failed."""
 
     record: JobPart
     reason: str = ""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from foretell.batch import run as running
 from foretell.batch.report import Report, lines
 from foretell.batch.source import Source
 from foretell.cli.console import print_table
+from foretell.cli.signals import on_interrupt
 from foretell.core.errors import ConfigError
 from foretell.report.units import dollars, seconds
 from foretell.store.job import JobInfo
@@ -68,11 +68,8 @@ async def _until_interrupted(
     service: BatchService, job: JobInfo, source: Source, tell: Callable[[running.Progress], None]
 ) -> Report:
     task = asyncio.ensure_future(service.run(job, source, tell))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, task.cancel)
-    return await task
+    with on_interrupt(task.cancel):
+        return await task
 
 
 def show_report(report: str, as_json: bool) -> None:

@@ -88,7 +88,7 @@ def whole(world, output: str = "out") -> None:
     assert failed == set(range(0, ROWS, 77))
     assert rows.column("id").to_pylist() == [row for row in range(ROWS) if row not in failed]
     assert rows.column("y").to_pylist() == [2.0 * row for row in range(ROWS) if row not in failed]
-    assert not [path for path in (world.folder / output).rglob("*.tmp")]
+    assert not list((world.folder / output).rglob("*.tmp"))
 
 
 def loads(world) -> int:
@@ -133,7 +133,7 @@ def test_a_worker_that_is_killed_in_mid_part_costs_a_part_and_no_row(on_ray):
 def test_a_part_of_which_workers_die_stops_the_job_which_goes_on_without_ray(on_ray):
     source = double(on_ray, dies=WHILE_ARMED)
     (on_ray.folder / "armed").touch()
-    with pytest.raises(ReplicaCrashed, match=r"part \d of .*in.parquet: 3 workers died of it.*What was committed stays"):
+    with pytest.raises(ReplicaCrashed, match=r"part \d of .*in.parquet: 3 workers died of it.*What was comm"):
         on_ray.batch("double", source, **SIZES)
     assert on_ray.job().state == "failed"
     (on_ray.folder / "armed").unlink()
@@ -239,6 +239,7 @@ def test_a_cluster_that_is_not_there_is_named(world, monkeypatch, address, says)
 
 
 def test_an_address_without_ray_is_refused():
-    assert (ray_address("ray", "head:6379"), ray_address("ray", ""), ray_address("local", "")) == ("head:6379", "", None)
+    assert (ray_address("ray", "head:6379"), ray_address("ray", "")) == ("head:6379", "")
+    assert ray_address("local", "") is None
     with pytest.raises(ConfigError, match="--address head:6379 is of a Ray cluster; say --on ray as well"):
         ray_address("local", "head:6379")
