@@ -18,7 +18,7 @@ from foretell.store.store import Store
 from tests.batch.conftest import PYTHON_MODEL
 from tests.batch.test_faults import until
 
-ray = pytest.importorskip("ray", reason="ray is not installed (make ray)")
+ray = pytest.importorskip("ray", reason="ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
