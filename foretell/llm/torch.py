@@ -43,6 +43,12 @@ class Decoder:
         self._rotary = self._tables(spec.rotary)
         self._local = self._tables(spec.local_rotary) if spec.local_rotary else self._rotary
 
+    @property
+    def token_bytes(self) -> int:
+        """Of the keys and values of one position in all layers."""
+        spec = self.spec
+        return int(2 * spec.layers * spec.kv_heads * spec.head_dim * self.dtype.itemsize)
+
     def forward(self, batch: Batch, caches: Sequence[Tensor]) -> Tensor:
         """Hidden states [b, s, hidden] behind the last layer, before the last norm."""
         stream = functional.embedding(batch.tokens.to(self.device), self._weights["model.embed_tokens.weight"])

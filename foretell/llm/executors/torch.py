@@ -4,6 +4,7 @@ Keys and values lie in memory that never moves; on a GPU a decoding step is capt
 graph, and logits stay there unless somebody asks for them.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -14,13 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foretell.accel.torch import prepare
+from foretell.accel.torch import free_memory, prepare
 from foretell.core.errors import ConfigError
 from foretell.llm.executors.base import Block, Scores, Shape, Work
 from foretell.llm.executors.memory import KvMemory
 from foretell.llm.spec import DecoderSpec
 from foretell.llm.torch import Batch, Decoder
 from foretell.llm.weights import Weights
+
+LOG = logging.getLogger("foretell.llm.executors.torch")
 
 _Step = Callable[[Tensor, Tensor], Tensor]
 """From tokens and positions, int64 [size, 1] each."""
@@ -30,13 +33,19 @@ _STEP = 256
 
 
 class TorchSettings(msgspec.Struct, frozen=True):
-    """`slots` sequences at a time of at most `context` tokens. `dtype` auto: bfloat16 on a GPU, else float32."""
+    """`slots` sequences at a time of at most `context` tokens. `dtype` auto: bfloat16 on a GPU, else float32.
+
+    Memory for keys and values that is taken whole (all but float32 on the CPU) is at most `kv_bytes`, or `kv_share` of
+    what is free with the weights loaded: there are fewer slots where it does not suffice.
+    """
 
     slots: int
     context: int
     threads: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    kv_bytes: int = 0
+    kv_share: float = 0.7
 
 
 def open_torch(spec: DecoderSpec, weights: Weights, settings: TorchSettings) -> "TorchExecutor":
@@ -48,7 +57,36 @@ def open_torch(spec: DecoderSpec, weights: Weights, settings: TorchSettings) -> 
         )
     device = prepare(settings.device, settings.threads)
     name = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    return TorchExecutor(Decoder(spec, weights, device, getattr(torch, name)), settings.slots, settings.context)
+    decoder = Decoder(spec, weights, device, getattr(torch, name))
+    return TorchExecutor(decoder, _fitting(decoder, settings), settings.context)
+
+
+def _fitting(decoder: Decoder, settings: TorchSettings) -> int:
+    """How many slots there is memory for. Raises `ConfigError` when there is none for a single one."""
+    if _is_lazy(decoder):
+        return settings.slots
+    room = settings.kv_bytes or int(free_memory(decoder.device) * settings.kv_share)
+    one = (settings.context + 1) * decoder.token_bytes
+    slots = min(settings.slots, room // one)
+    if slots < 1:
+        raise ConfigError(
+            f"the keys and values of one sequence of {settings.context} tokens take {one / 1e9:.2f} GB, and there are"
+            f" {room / 1e9:.2f} GB for them; set [generation] context lower, or kv_memory_mb higher"
+        )
+    if slots < settings.slots:
+        LOG.warning(
+            "%s has memory for %d sequences of %d tokens, not for %d; a lower [generation] context makes more",
+            decoder.device,
+            slots,
+            settings.context,
+            settings.slots,
+        )
+    return slots
+
+
+def _is_lazy(decoder: Decoder) -> bool:
+    """Whether keys and values take memory only as they come, as numpy's do."""
+    return bool(decoder.device.type == "cpu" and decoder.dtype == torch.float32)
 
 
 class TorchExecutor:
@@ -62,19 +100,32 @@ class TorchExecutor:
         spec = decoder.spec
         arrays, shape = 2 * spec.layers, (slots, spec.kv_heads, context + 1, spec.head_dim)
         self._memory: KvMemory | None = None
-        if decoder.device.type == "cpu" and decoder.dtype == torch.float32:
+        if _is_lazy(decoder):
             self._memory = memory = KvMemory(arrays, slots, spec.kv_heads, context + 1, spec.head_dim, np.float32)
             self._caches = [torch.from_numpy(memory.part(array, 0, slots)) for array in range(arrays)]
         else:  # zeros, since a masked position still weighs 0 * what lies there
             self._caches = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(arrays)]
-        token_bytes = arrays * spec.kv_heads * spec.head_dim * self._caches[0].element_size()
-        self._shape = Shape(spec.vocab, slots, context, token_bytes)
+        self._shape = Shape(spec.vocab, slots, context, decoder.token_bytes)
         self._captured: dict[tuple[int, int], _Step] = {}
         self._pool: Any = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
     @property
     def shape(self) -> Shape:
         return self._shape
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        return str(self._decoder.device.type)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether keys and values take memory only as they come."""
+        return self._memory is not None
+
+    def free_memory(self) -> int:
+        """Bytes that are left where the weights lie."""
+        return free_memory(self._decoder.device)
 
     def run(self, works: Sequence[Work]) -> Scores:
         """Run the works. Logits are float32 in the host's memory, of this run alone."""
@@ -216,7 +267,7 @@ def _rounded(reach: int) -> int:
 
 
 def _rows(tensor: Tensor, rows: list[int]) -> Tensor:
-    """The rows of a tensor; as a view where they follow each other, which needs no copy of their numbers to a device."""
+    """The rows of a tensor; a view where they follow each other, so that no numbers go to the device."""
     if rows == list(range(rows[0], rows[0] + len(rows))):
         return tensor[rows[0] : rows[0] + len(rows)]
     return tensor[rows]
