@@ -95,7 +95,8 @@ class GraphWeights:
     def _array(self, name: str) -> NDArray[Any]:
         tensor = self._tensors[name]
         if not tensor.external_data:
-            return onnx.numpy_helper.to_array(tensor)
+            inline: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+            return inline
         place = {entry.key: entry.value for entry in tensor.external_data}
         dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
         path = self._folder / Path(place["location"]).name

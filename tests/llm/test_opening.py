@@ -24,7 +24,7 @@ from foretell.llm.executors.torch import TorchSettings, _DeviceScores, open_torc
 from foretell.llm.graph_weights import read_graph  # noqa: E402
 
 PROMPTS = ("Hello", "The quick brown fox", "one two one two one two one", "1, 1, 2, 3, 5, 8,")
-THREADS = ReplicaSettings(threads=1)
+CPU, ANY = ReplicaSettings(threads=1, device="cpu"), ReplicaSettings(threads=1)
 TORCH = GenerationSettings(executor="torch", slots=4)
 
 
@@ -40,7 +40,7 @@ def packages(tmp_path_factory):
     return made
 
 
-def answers(package, settings=THREADS, generation=GenerationSettings(slots=4)):
+def answers(package, settings=CPU, generation=GenerationSettings(slots=4)):
     """The greedy tokens after every prompt, all at once."""
     generator = load_generator(package, settings, generation)
     for number, prompt in enumerate(PROMPTS):
@@ -68,10 +68,11 @@ def test_torch_answers_a_quantized_package(packages):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
 def test_a_cuda_device_is_used_by_itself_and_answers_alike(packages):
-    opened = open_executor(packages["fp32"], packages["fp32"].manifest.llm, THREADS, GenerationSettings(slots=4))
+    opened = open_executor(packages["fp32"], packages["fp32"].manifest.llm, ANY, GenerationSettings(slots=4))
     assert opened.executor.device == "cuda"
     opened.executor.close()
-    assert answers(packages["fp32"]) == answers(packages["fp32"], ReplicaSettings(device="cpu", threads=1))
+    assert answers(packages["fp32"], ANY) == answers(packages["fp32"])
+    assert [len(tokens) for tokens in answers(packages["int4"], ANY)] == [40] * len(PROMPTS)
 
 
 def test_a_draft_model_runs_where_the_model_runs(packages):
@@ -115,7 +116,7 @@ def test_a_cuda_device_that_torch_cannot_use_is_left_alone_unless_it_was_asked_f
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
     monkeypatch.setattr(opening, "cuda_devices", lambda: 1)
-    assert answers(packages["fp32"], ReplicaSettings(device="auto", threads=1))
+    assert answers(packages["fp32"], ANY)
     with pytest.raises(ConfigError, match=r'device "cuda"'):
         load_generator(packages["fp32"], ReplicaSettings(device="cuda"))
     with pytest.raises(ConfigError, match='device "tensorrt"'):
@@ -131,23 +132,23 @@ def test_a_graph_of_another_builder_stays_with_onnx_runtime(packages, tmp_path, 
     strange = Package.open(target, verify=False)
     monkeypatch.setattr(opening, "cuda_devices", lambda: 1)
     monkeypatch.setattr("foretell.accel.torch.sees_cuda", lambda: True)
-    opened = open_executor(strange, strange.manifest.llm, THREADS, GenerationSettings(slots=1))
+    opened = open_executor(strange, strange.manifest.llm, ANY, GenerationSettings(slots=1))
     assert type(opened.executor).__name__ == "OnnxExecutor"
     opened.executor.close()
     with pytest.raises(PackageError, match="only graphs that foretell drew"):
-        open_executor(strange, strange.manifest.llm, THREADS, TORCH)
+        open_executor(strange, strange.manifest.llm, CPU, TORCH)
 
 
 def test_settings_that_contradict_each_other_are_refused(packages):
     with pytest.raises(ConfigError, match=r'dtype "float16" is for executor "torch"'):
-        load_generator(packages["fp32"], THREADS, GenerationSettings(dtype="float16"))
+        load_generator(packages["fp32"], CPU, GenerationSettings(dtype="float16"))
     with pytest.raises(ConfigError, match=r"context is 129, and the model was made for 128 tokens"):
-        load_generator(packages["fp32"], THREADS, GenerationSettings(context=129))
+        load_generator(packages["fp32"], CPU, GenerationSettings(context=129))
 
 
 @pytest.mark.parametrize("executor", ["onnx", "torch"])
 def test_a_shorter_context_ends_answers_earlier(packages, executor):
-    generator = load_generator(packages["fp32"], THREADS, GenerationSettings(executor=executor, context=16))
+    generator = load_generator(packages["fp32"], CPU, GenerationSettings(executor=executor, context=16))
     generator.submit(0, GenerateRequest([5] * 10, Sampling(temperature=0.0), Stops(ignore_eos=True)))
     events = [event for _ in range(20) for _, event in generator.step()]
     generator.close()
@@ -174,7 +175,7 @@ def test_memory_that_is_taken_whole_makes_fewer_slots_where_it_does_not_suffice(
 
 def test_half_precision_on_the_cpu_knows_its_memory(packages):
     told = GenerationSettings(executor="torch", dtype="bfloat16", slots=4, prefix_cache_mb=1)
-    executor, memory, _ = open_executor(packages["fp32"], packages["fp32"].manifest.llm, THREADS, told)
+    executor, memory, _ = open_executor(packages["fp32"], packages["fp32"].manifest.llm, CPU, told)
     shape = executor.shape
     assert memory == (4 * 128 * shape.token_bytes, 2**20)
     executor.close()
