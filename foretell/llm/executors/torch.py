@@ -106,6 +106,7 @@ class TorchExecutor:
         else:  # zeros, since a masked position still weighs 0 * what lies there
             self._caches = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(arrays)]
         self._shape = Shape(spec.vocab, slots, context, decoder.token_bytes)
+        self._slots = torch.arange(slots, device=decoder.device)  # captured graphs read it: it must stay where it is
         self._captured: dict[tuple[int, int], _Step] = {}
         self._pool: Any = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
@@ -213,7 +214,7 @@ class TorchExecutor:
         return [self._decoder.logits(_rows(hidden, wanted))] if wanted else []
 
     def _hidden(self, size: int, reach: int) -> _Step:
-        slots = torch.arange(size, device=self._decoder.device)
+        slots = self._slots[:size]
         return lambda tokens, positions: self._decoder.forward(Batch(tokens, positions, slots, 0, reach), self._caches)
 
     def _captured_step(self, size: int, reach: int) -> _Step:
