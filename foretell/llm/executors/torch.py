@@ -102,9 +102,10 @@ class TorchExecutor:
         self._memory: KvMemory | None = None
         if _is_lazy(decoder):
             self._memory = memory = KvMemory(arrays, slots, spec.kv_heads, context + 1, spec.head_dim, np.float32)
-            self._caches = [torch.from_numpy(memory.part(array, 0, slots)) for array in range(arrays)]
+            self._all = torch.from_numpy(memory.whole)
         else:  # zeros, since a masked position still weighs 0 * what lies there
-            self._caches = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(arrays)]
+            self._all = torch.zeros((arrays, *shape), dtype=decoder.dtype, device=decoder.device)
+        self._caches = list(self._all.unbind())
         self._shape = Shape(spec.vocab, slots, context, decoder.token_bytes)
         self._slots = torch.arange(slots, device=decoder.device)  # captured graphs read it: it must stay where it is
         self._captured: dict[tuple[int, int], _Step] = {}
@@ -150,18 +151,16 @@ class TorchExecutor:
         return _DeviceScores(logits) if self._decoder.device.type == "cuda" else Scores(logits.numpy())
 
     def move(self, source: int, target: int, length: int) -> None:
-        for cache in self._caches:
-            cache[target, :, :length] = cache[source, :, :length]
+        self._all[:, target, :, :length] = self._all[:, source, :, :length]
         self.release(source)
 
     def read(self, slot: int, start: int, stop: int) -> Block:
-        block: Block = torch.stack([cache[slot, :, start:stop] for cache in self._caches])
+        block: Block = self._all[:, slot, :, start:stop].clone()
         return block
 
     def write(self, slot: int, start: int, block: Block) -> None:
         assert isinstance(block, Tensor)
-        for cache, part in zip(self._caches, block, strict=True):
-            cache[slot, :, start : start + part.shape[1]] = part
+        self._all[:, slot, :, start : start + block.shape[2]] = block
 
     def release(self, slot: int) -> None:
         """On a GPU, where memory was taken whole at the start, this does nothing."""
@@ -171,6 +170,7 @@ class TorchExecutor:
     def close(self) -> None:
         self._captured.clear()
         self._caches = []
+        self._all = torch.empty(0)
         if self._memory is not None:
             self._memory.close()
 
