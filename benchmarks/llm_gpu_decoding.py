@@ -140,7 +140,7 @@ class Model:
         """Tokens a second by the kernel of attention that steps are captured with."""
         found: dict[str, Any] = {}
         for backend in (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-            self.executor._captured.clear()
+            self._forget()
             try:
                 with sdpa_kernel(backend):
                     found[backend.name] = (
@@ -149,8 +149,14 @@ class Model:
                     )
             except RuntimeError as error:
                 found[backend.name] = str(error)[:200]
-        self.executor._captured.clear()
+        self._forget()
         return found
+
+    def _forget(self) -> None:
+        """Graphs are captured anew, in memory of their own: that of those that are gone is gone too."""
+        self.executor._captured.clear()
+        if torch.cuda.is_available():
+            self.executor._pool = torch.cuda.graph_pool_handle()
 
     def eager(self) -> None:
         """From here on no step is a captured graph."""

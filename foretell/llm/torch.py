@@ -30,6 +30,13 @@ class Batch(NamedTuple):
     reach: int
 
 
+class _Turn(NamedTuple):
+    """Cosines and sines [b, s, 1, dim / 2] of a batch's positions."""
+
+    cosines: Tensor
+    sines: Tensor
+
+
 class Decoder:
     """`forward` writes keys and values into the caches that it is given."""
 
@@ -37,9 +44,13 @@ class Decoder:
         self.spec = spec
         self.device = device
         self.dtype = dtype
-        self._weights = {
-            name: torch.tensor(array, dtype=dtype, device=device) for name, array in _packed(spec, weights)
-        }
+        self._weights: dict[str, Tensor] = {}
+        for name, array in _packed(spec, weights):
+            if name.endswith("norm.weight"):  # norms are computed in float32, as transformers does it
+                array, kind = array + np.float32(spec.norm.offset), torch.float32
+            else:
+                kind = dtype
+            self._weights[name] = torch.tensor(array, dtype=kind, device=device)
         self._rotary = self._tables(spec.rotary)
         self._local = self._tables(spec.local_rotary) if spec.local_rotary else self._rotary
 
@@ -54,13 +65,15 @@ class Decoder:
         stream = functional.embedding(batch.tokens.to(self.device), self._weights["model.embed_tokens.weight"])
         stream = stream * self.spec.embedding_scale
         batch = batch._replace(positions=batch.positions.to(self.device))
-        masks = {window: self._mask(batch, window) for window in set(self.spec.attention.windows)}
+        windows = set(self.spec.attention.windows)
+        masks = {window: self._mask(batch, window) for window in windows}
+        turns = {window: self._turn(batch, window) for window in windows}
         post = self.spec.norm.post
         for layer, window in enumerate(self.spec.attention.windows):
             name = f"model.layers.{layer}"
             normed = self._norm(stream, f"{name}.input_layernorm")
             update = self._attention(
-                f"{name}.self_attn", normed, batch, caches[2 * layer : 2 * layer + 2], window, masks
+                f"{name}.self_attn", normed, batch, caches[2 * layer : 2 * layer + 2], masks[window], turns[window]
             )
             if post:
                 update = self._norm(update, f"{name}.post_attention_layernorm")
@@ -80,21 +93,22 @@ class Decoder:
         return torch.tanh(logits / output.cap) * output.cap if output.cap else logits
 
     def _attention(
-        self, name: str, normed: Tensor, batch: Batch, caches: Sequence[Tensor], window: int, masks: dict[int, Tensor]
+        self, name: str, normed: Tensor, batch: Batch, caches: Sequence[Tensor], mask: Tensor, turn: _Turn
     ) -> Tensor:
         attention = self.spec.attention
+        counts = [attention.heads, attention.kv_heads]
         heads = self._linear(f"{name}.qkv_proj", normed).unflatten(-1, (-1, attention.head_dim))
-        queries, keys, values = heads.split([attention.heads, attention.kv_heads, attention.kv_heads], 2)
+        both, values = heads.split([sum(counts), attention.kv_heads], 2)
         if attention.qk_norm:
-            queries, keys = self._norm(queries, f"{name}.q_norm"), self._norm(keys, f"{name}.k_norm")
-        tables = self._local if window else self._rotary
-        queries, keys = _rotated(queries, batch.positions, tables), _rotated(keys, batch.positions, tables)
+            queries, keys = both.split(counts, 2)
+            both = torch.cat([self._norm(queries, f"{name}.q_norm"), self._norm(keys, f"{name}.k_norm")], 2)
+        queries, keys = _rotated(both, turn).split(counts, 2)
         read = []
         for cache, new in zip(caches, (keys, values), strict=True):
             cache[batch.slots[:, None], :, batch.positions] = new
             own = cache[batch.slots] if batch.first < 0 else cache[batch.first : batch.first + len(batch.slots)]
             read.append(own[:, :, : batch.reach])
-        attended = self._attend(queries.transpose(1, 2), read[0], read[1], masks[window])
+        attended = self._attend(queries.transpose(1, 2), read[0], read[1], mask)
         return self._linear(f"{name}.o_proj", attended.transpose(1, 2).flatten(2))
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -132,10 +146,13 @@ class Decoder:
         return functional.linear(value, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
 
     def _norm(self, value: Tensor, name: str) -> Tensor:
-        """RMS norm, in float32 as transformers does it."""
-        norm, wide = self.spec.norm, value.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
-        return (scaled * (self._weights[f"{name}.weight"].float() + norm.offset)).to(value.dtype)
+        """RMS norm, in float32."""
+        weight = self._weights[f"{name}.weight"]
+        return functional.rms_norm(value.float(), weight.shape, weight, self.spec.norm.eps).to(value.dtype)
+
+    def _turn(self, batch: Batch, window: int) -> _Turn:
+        cosines, sines = (table[batch.positions][:, :, None] for table in (self._local if window else self._rotary))
+        return _Turn(cosines, sines)
 
     def _tables(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Cosines and sines [context + 1, dim / 2]; the position behind the context is like the last."""
@@ -170,10 +187,10 @@ def _packed(spec: DecoderSpec, weights: Weights) -> Iterator[tuple[str, NDArray[
             yield f"{name}.bias", np.concatenate([weights.get(f"{part}.bias") for part in parts])
 
 
-def _rotated(heads: Tensor, positions: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def _rotated(heads: Tensor, turn: _Turn) -> Tensor:
     """Heads [b, s, n, width] turned by their positions, in halves; numbers beyond the rotary's stay as they are."""
-    cosines, sines = (table[positions][:, :, None] for table in tables)
+    cosines, sines = turn
     half = cosines.shape[-1]
     first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
     turned = (first * cosines - second * sines, second * cosines + first * sines)
-    return torch.cat([*(part.to(heads.dtype) for part in turned), rest], -1)
+    return torch.cat([*turned, rest], -1).to(heads.dtype)
