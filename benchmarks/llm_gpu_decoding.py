@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foretell.core.generation import Sampling
 from foretell.llm.engine import Engine
@@ -135,28 +134,6 @@ class Model:
         start = time.perf_counter()
         self.executor.run(works).best  # noqa: B018
         return round(time.perf_counter() - start, 2)
-
-    def kernels(self) -> dict[str, Any]:
-        """Tokens a second by the kernel of attention that steps are captured with."""
-        found: dict[str, Any] = {}
-        for backend in (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-            self._forget()
-            try:
-                with sdpa_kernel(backend):
-                    found[backend.name] = (
-                        self.decoding(share=0.3),
-                        self.decoding(min(1000, self._arguments.context - 2), 0.3),
-                    )
-            except RuntimeError as error:
-                found[backend.name] = str(error)[:200]
-        self._forget()
-        return found
-
-    def _forget(self) -> None:
-        """Graphs are captured anew, in memory of their own: that of those that are gone is gone too."""
-        self.executor._captured.clear()
-        if torch.cuda.is_available():
-            self.executor._pool = torch.cuda.graph_pool_handle()
 
     def eager(self) -> None:
         """From here on no step is a captured graph."""
@@ -297,7 +274,7 @@ def beside(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def parts(model: Model, arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """What is measured of a model, in this order: nothing is a captured graph any more after the kernels."""
+    """What is measured of a model, in this order: nothing is a captured graph any more from "eager" on."""
     count = max(arguments.sequences)
     longer = min(1000, arguments.context - 2)
     said: dict[str, list[list[int]]] = {}
@@ -316,7 +293,6 @@ def parts(model: Model, arguments: argparse.Namespace) -> dict[str, Callable[[],
         "engine tokens/s, greedy": lambda: model.engine(0.0),
         "engine tokens/s, temperature 1": lambda: model.engine(1.0),
         "greedy, graphs": lambda: say("graphs"),
-        f"decode tokens/s by attention, {PROMPT} and {longer} held": model.kernels,
         "eager from here": model.eager,
         "decode tokens/s, eager": model.decoding,
         "greedy, eager": lambda: say("eager"),
