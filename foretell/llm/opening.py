@@ -87,11 +87,13 @@ def open_executor(package: Package, options: LlmOptions, settings: ReplicaSettin
         )
     context = told.context or options.context
     here = importlib.util.find_spec("torch") is not None
-    chosen = choose(told.executor, settings.device, devices=cuda_devices(), torch=here)
+    devices = cuda_devices()
+    chosen = choose(told.executor, settings.device, devices=devices, torch=here)
     automatic = told.executor == "auto" and settings.device == "auto"
     if chosen.executor == "torch" and automatic and (problem := _obstacle(package)):
         chosen = Chosen("onnx", "cpu", problem)
-    LOG.info("%s runs on %s, executor %s: %s", package.path.name, chosen.device, chosen.executor, chosen.why)
+    level = logging.WARNING if automatic and devices and chosen.executor == "onnx" else logging.INFO
+    LOG.log(level, "%s runs on %s, executor %s: %s", package.path.name, chosen.device, chosen.executor, chosen.why)
     if chosen.executor == "torch":
         return _open_torch(package, options, context, chosen.device, settings, told)
     if told.dtype != "auto":

@@ -112,11 +112,12 @@ def test_without_torch_the_extra_is_named(packages, monkeypatch):
         load_generator(packages["fp32"], ReplicaSettings(device="cuda"))
 
 
-def test_a_cuda_device_that_torch_cannot_use_is_left_alone_unless_it_was_asked_for(packages, monkeypatch):
+def test_a_cuda_device_that_torch_cannot_use_is_left_alone_unless_it_was_asked_for(packages, monkeypatch, caplog):
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
     monkeypatch.setattr(opening, "cuda_devices", lambda: 1)
     assert answers(packages["fp32"], ANY)
+    assert "the installed torch cannot use it" in caplog.text
     with pytest.raises(ConfigError, match=r'device "cuda"'):
         load_generator(packages["fp32"], ReplicaSettings(device="cuda"))
     with pytest.raises(ConfigError, match='device "tensorrt"'):
