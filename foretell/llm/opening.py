@@ -25,7 +25,7 @@ KV_SHARE, CACHE_SHARE = 0.4, 0.1
 """Of the memory that there is: for keys and values of running sequences, and for prompts seen before."""
 
 DEVICE_KV_SHARE = 0.7
-"""Of what a GPU has left when the weights are there. It is taken whole at the start."""
+"""Of what a GPU has left when the weights are there, divided by the replicas. It is taken whole at the start."""
 
 DEVICE_BUDGET = Budget(chunk=512, alone=4096, least=64)
 """A GPU reads hundreds of prompt tokens in the time of one."""
@@ -132,18 +132,18 @@ def _open_torch(
     settings: ReplicaSettings,
     told: GenerationSettings,
 ) -> Opened:
-    torch = _module(TORCH)
+    torch, share = _module(TORCH), DEVICE_KV_SHARE / max(settings.count, 1)
     spec, weights = _module(GRAPH_WEIGHTS).read_graph(package.artifact)
     dtype = "float32" if told.dtype == "auto" and options.precision == "fp32" else told.dtype
     asked = torch.TorchSettings(
-        told.slots, context, settings.threads, device, dtype, told.kv_memory_mb * 2**20, DEVICE_KV_SHARE
+        told.slots, context, settings.threads, device, dtype, told.kv_memory_mb * 2**20, share
     )
     executor: Any = torch.open_torch(spec, weights, asked)
     if executor.lazy:
         return Opened(executor, share_memory(settings, told), Budget())
     shape = executor.shape
     cache = told.prefix_cache_mb
-    left = int(executor.free_memory() * CACHE_SHARE / (1 - DEVICE_KV_SHARE))
+    left = int(executor.free_memory() * CACHE_SHARE / (1 - DEVICE_KV_SHARE) / max(settings.count, 1))
     memory = Memory(shape.slots * shape.context * shape.token_bytes, left if cache is None else cache * 2**20)
     return Opened(executor, memory, DEVICE_BUDGET if executor.device == "cuda" else Budget())
 
