@@ -135,9 +135,7 @@ def _open_torch(
     torch, share = _module(TORCH), DEVICE_KV_SHARE / max(settings.count, 1)
     spec, weights = _module(GRAPH_WEIGHTS).read_graph(package.artifact)
     dtype = "float32" if told.dtype == "auto" and options.precision == "fp32" else told.dtype
-    asked = torch.TorchSettings(
-        told.slots, context, settings.threads, device, dtype, told.kv_memory_mb * 2**20, share
-    )
+    asked = torch.TorchSettings(told.slots, context, settings.threads, device, dtype, told.kv_memory_mb * 2**20, share)
     executor: Any = torch.open_torch(spec, weights, asked)
     if executor.lazy:
         return Opened(executor, share_memory(settings, told), Budget())
