@@ -117,7 +117,7 @@ class Unsupported(ForetellError):
 
 
 class StateError(ForetellError):
-    """The state of a stream cannot be used: damaged, in use, or made by another transform.py. The message says which."""
+    """The state of a stream cannot be used: it is damaged, in use, or was made by another transform.py."""
 
     http_status = 409
     grpc_code = "FAILED_PRECONDITION"

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from foretell.core.errors import InvalidInput
 
 
 class Aggregate(Protocol):
-    """How values become one value of the type `form`. Nothing changes what it is given. `empty` is that of no values."""
+    """How values become one value of the type `form`. Nothing changes what it is given; `empty` is of no values."""
 
     @property
     def form(self) -> type: ...
@@ -55,9 +56,7 @@ class NumbersOf:
 
     def add(self, held: Numbers, value: float, time: int) -> Numbers:
         low, high = held.min, held.max
-        return Numbers(
-            held.count + 1, held.sum + value, value if value < low else low, value if value > high else high
-        )
+        return Numbers(held.count + 1, held.sum + value, value if value < low else low, value if value > high else high)
 
     def merge(self, older: Numbers, newer: Numbers) -> Numbers:
         low, high = newer.min, newer.max
@@ -154,9 +153,7 @@ class DistinctOf:
         count = older.count + newer.count
         if not older.registers and not newer.registers:
             return _sized(count, older.hashes | newer.hashes)
-        high = np.maximum(
-            np.frombuffer(_registers(older), np.uint8), np.frombuffer(_registers(newer), np.uint8)
-        )
+        high = np.maximum(np.frombuffer(_registers(older), np.uint8), np.frombuffer(_registers(newer), np.uint8))
         return Distinct(count, frozenset(), high.tobytes())
 
 
@@ -221,7 +218,7 @@ def _tau(share: float) -> float:
             return total / 3.0
 
 
-def numbers(values: Sequence[Any]) -> list[float | None]:
+def numbers(values: Sequence[Any] | NDArray) -> list[float | None]:
     """The values as floats; None for those that are missing (None, NaN), which no aggregate counts.
 
     Raises `InvalidInput` that shows the first value that is no number.
@@ -230,7 +227,7 @@ def numbers(values: Sequence[Any]) -> list[float | None]:
         floats: list[float | None] = values.astype(np.float64).tolist()
     else:
         floats = [None if value is None else _number(value) for value in values]
-    return [None if value != value else value for value in floats]  # noqa: PLR0124
+    return [None if value != value else value for value in floats]
 
 
 def _number(value: Any) -> float:
@@ -239,7 +236,7 @@ def _number(value: Any) -> float:
     raise InvalidInput(f"{value!r} is no number; declare the window with distinct=True to count values")
 
 
-def present(values: Sequence[Any]) -> list[Any]:
+def present(values: Sequence[Any] | NDArray) -> list[Any]:
     """The values as Python's own; None for those that are missing."""
     plain = values.tolist() if isinstance(values, np.ndarray) else values
-    return [None if value is None or value != value else value for value in plain]  # noqa: PLR0124
+    return [None if value is None or value != value else value for value in plain]

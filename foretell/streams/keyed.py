@@ -110,17 +110,16 @@ class Batch:
 
     def get(self, at: int) -> dict[str, bytes]:
         """What `put` kept of the key of an event, packed."""
-        return alive(self._store.get(self._partition, VALUES, self.keys[at]), self._before[at])
+        return alive(self._store.get(self._partition, VALUES, self.keys[at]), self._times[at], self._before[at])
 
     def put(self, at: int, name: str, value: bytes, kept_for: int) -> None:
-        memory = Memory(self._times[at] + kept_for, {**self.get(at), name: value})
+        memory = Memory(max(self._times[at], self._before[at]) + kept_for, {**self.get(at), name: value})
         self._store.put(self._partition, VALUES, self.keys[at], memory)
 
     def only(self, at: int) -> "Batch":
         """A batch of this event alone."""
-        one = slice(at, at + 1)
-        marks = Marks(self.marks.before[one], self.marks.ahead[one], self.marks.after)
-        return Batch(self._store, self._names, self._partition, self.keys[one], self.times[one], marks)
+        marks = self.marks.of([at])
+        return Batch(self._store, self._names, self._partition, [self.keys[at]], self.times[[at]], marks)
 
 
 class Columns:

@@ -10,7 +10,7 @@ _ARRAY = 1
 
 
 class Memory(msgspec.Struct, frozen=True, array_like=True):
-    """Packed `items` by name, worth nothing from the watermark `until` on."""
+    """Packed `items` by name, worth nothing from the event time `until` on."""
 
     until: int
     items: dict[str, bytes]
@@ -25,9 +25,9 @@ class Memories:
         return entry.until
 
 
-def alive(entry: Memory | None, mark: int) -> dict[str, bytes]:
-    """The items at the watermark `mark`; {} when they are past, whether or not they were removed yet."""
-    return {} if entry is None or entry.until <= mark else entry.items
+def alive(entry: Memory | None, time: int, mark: int) -> dict[str, bytes]:
+    """The items for an event of that time at the watermark `mark`; {} when they are past, removed already or not."""
+    return {} if entry is None or entry.until <= max(time, mark) else entry.items
 
 
 def pack(value: Any) -> bytes:

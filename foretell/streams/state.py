@@ -1,7 +1,7 @@
 """Keyed state with the source's position beside it: both change in one transaction, or neither.
 
-Partitioned like the source: all of a partition (entries, clock, position) can be dropped, and rebuilt from a change-log.
-Memory is bounded: entries beyond `cache_bytes` live in the file only.
+Partitioned like the source: all of a partition (entries, clock, position) can be dropped and rebuilt from a
+change-log. Memory is bounded: entries beyond `cache_bytes` live in the file only.
 """
 
 import sqlite3
@@ -152,8 +152,7 @@ class StateStore:
             table = self._tables[at]
             for key, value in table.changes(plan):
                 found.append(Change(table.partition, _log_key(table.name, key), value))
-        for partition in self._moved:
-            found.append(Change(partition, _log_key("", b""), msgspec.msgpack.encode(self._clocks[partition])))
+        found += [Change(name, _log_key("", b""), clock) for name, clock in self._clock_rows()]
         return found
 
     def commit(self, positions: Mapping[str, str]) -> None:
@@ -167,14 +166,16 @@ class StateStore:
         with self._file.transaction() as connection:
             drained = {at: self._write(connection, self._tables[at].series, plan) for at, plan in plans.items()}
             connection.executemany(_SET_POSITION, positions.items())
-            clocks = [(partition, msgspec.msgpack.encode(self._clocks[partition])) for partition in self._moved]
-            connection.executemany(_SET_CLOCK, clocks)
+            connection.executemany(_SET_CLOCK, self._clock_rows())
         self._moved = {}
         for at, plan in plans.items():
             self._tables[at].done(plan, drained[at])
         if self.nbytes > self._cache_bytes:
             for table in self._tables.values():
                 table.age()
+
+    def _clock_rows(self) -> list[tuple[str, bytes]]:
+        return [(partition, msgspec.msgpack.encode(self._clocks[partition])) for partition in self._moved]
 
     def _plan(self) -> dict[tuple[str, str], Plan]:
         excess = self.nbytes - self._cache_bytes
@@ -190,7 +191,9 @@ class StateStore:
             gone = [(series, key) for key in plan.gone]
             connection.executemany("DELETE FROM state WHERE series = ? AND key = ?", gone)
         if plan.store:
-            connection.executemany("INSERT OR REPLACE INTO state (series, key, value, until) VALUES (?, ?, ?, ?)", plan.store)
+            connection.executemany(
+                "INSERT OR REPLACE INTO state (series, key, value, until) VALUES (?, ?, ?, ?)", plan.store
+            )
         if plan.drain is None:
             return False
         return connection.execute(_DRAIN, (series, plan.drain, DRAINED)).rowcount < DRAINED
@@ -198,9 +201,9 @@ class StateStore:
     def restore(
         self, partition: str, changes: Iterable[tuple[bytes, bytes | None]], positions: Mapping[str, str]
     ) -> None:
-        """Take in changes that `changes` once gave, in their order, and commit them with `positions` (the change-log's).
+        """Take in what `changes` once gave, in its order, and commit it with `positions` (those of the change-log).
 
-        Give them in portions; what is not committed yet stays in memory. Only before events of the partition come.
+        Give it in portions; what is not committed yet stays in memory. Only before events of the partition come.
         """
         for packed, value in changes:
             name, key = msgspec.msgpack.decode(packed, type=tuple[str, bytes])

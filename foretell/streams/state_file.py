@@ -97,7 +97,7 @@ class StateFile:
             )
         faults = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if faults != "ok":
-            self._corrupt(faults)
+            self._corrupt(" ".join(faults.split()))
         made_by = self._connection.execute("SELECT digest FROM version").fetchone()[0]
         if made_by != version:
             raise StateError(

@@ -69,7 +69,8 @@ class Table:
         self._replay()
 
     def _replay(self) -> None:
-        decode = msgspec.msgpack.Decoder(list[tuple[bytes, self.kind.form | None]]).decode
+        entries: Any = list[tuple[bytes, self.kind.form | None]]  # type: ignore[name-defined]
+        decode = msgspec.msgpack.Decoder(entries).decode
         for body in self._file.log(self.series):
             self._log_bytes += len(body)
             for key, entry in decode(body):

@@ -47,13 +47,13 @@ def event_time(value: Any) -> int:
         return (aware - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise InvalidInput(f"event time {value!r} is neither a number nor ISO 8601 text")
-    size = abs(value)
+    number = float(value) if isinstance(value, float | np.floating) else int(value)
+    size = abs(number)
     if not size < 1e20:  # not a number, too
         raise InvalidInput(f"event time {value!r} is no time")
-    if isinstance(value, int | np.integer):
-        number = int(value)
-        return number * 1_000 if size < 1e11 else number // _per_ms(size)
-    return round(float(value) * 1_000) if size < 1e11 else int(value // _per_ms(size))
+    if size < 1e11:
+        return round(number * 1_000)
+    return int(number // _per_ms(size))
 
 
 def _per_ms(size: float) -> int:

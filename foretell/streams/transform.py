@@ -6,7 +6,7 @@
         s = state.add(spend, event["amount"])
         return {"x": [s.sum, s.count]}
 
-    def transform_batch(events, state):             # … or the columns of a micro-batch: the same names, many times faster
+    def transform_batch(events, state):             # … or columns of a micro-batch, much faster
         s = state.add(spend, events["amount"])
         return {"x": np.stack([s.sum, s.count], axis=1)}
 
@@ -66,11 +66,12 @@ class Transform:
         self.watermark = rules[0] if rules else Watermark()
         self.kinds: dict[str, Kind] = {**self.windows, VALUES: Memories()}
         self._names = {window: name for name, window in self.windows.items()}
-        self._one = _function(module, "transform")
-        self._many = _function(module, "transform_batch")
-        self._file = file
-        if self._one is None and self._many is None:
-            raise ConfigError(f"{file} defines neither transform(event, state) nor transform_batch(events, state)")
+        one, self._many = _function(module, "transform"), _function(module, "transform_batch")
+        function = one or self._many
+        if function is None or (one and self._many):
+            raise ConfigError(f"{file} has to define either transform(event, state) or transform_batch(events, state)")
+        self._function = function
+        self._where = f"{file}: {function.__name__}"
 
     @classmethod
     def load(cls, path: str | Path, trust_code: bool) -> "Transform":
@@ -97,81 +98,80 @@ class Transform:
         """
         store.keep()
         batch = Batch(store, self._names, partition, list(keys), times, marks)
-        rows: list[Mapping[str, Any]] = []
-        failed: dict[int, ForetellError] = {}
         if self._many is not None:
             try:
-                inputs = self._run_many(self._many, batch, events)
+                inputs = self._run_many(batch, events)
                 store.keep()
                 return Features(inputs, list(range(len(events))), {}, sorted(batch.late), batch.ahead)
             except ModelFailed:
                 store.undo()
                 batch.late.clear()
+        rows = _Rows(self._where)
+        failed: dict[int, ForetellError] = {}
         for at, event in enumerate(events):
             try:
-                rows.append(self._run_one(batch, at, event))
+                rows.add(self._run_one(batch, at, event))
                 store.keep()
             except ModelFailed as error:
                 store.undo()
                 failed[at] = error
         kept = [at for at in range(len(events)) if at not in failed]
-        inputs, misfits = self._together(rows)
-        failed.update({kept[at]: error for at, error in misfits.items()})
-        kept = [at for at in kept if at not in failed]
-        return Features(inputs, kept, failed, sorted(batch.late), batch.ahead)
+        return Features(rows.tensors(), kept, failed, sorted(batch.late), batch.ahead)
 
-    def _run_many(self, function: Callable[..., Any], batch: Batch, events: Sequence[Mapping[str, Any]]) -> Tensors:
-        made = self._call(function, Events(events), BatchState(batch))
+    def _run_many(self, batch: Batch, events: Sequence[Mapping[str, Any]]) -> Tensors:
+        made = self._call(Events(events), BatchState(batch))
         inputs = {str(name): np.asarray(value) for name, value in made.items()}
         for name, array in inputs.items():
             if not array.ndim or len(array) != len(events):
-                raise ModelFailed(
-                    f'{self._file}: transform_batch returned "{name}" of shape {list(array.shape)} for {len(events)} events'
-                )
+                shape = list(array.shape)
+                raise ModelFailed(f'{self._where} returned "{name}" of shape {shape} for {len(events)} events')
         return inputs
 
     def _run_one(self, batch: Batch, at: int, event: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._one is not None:
-            return self._call(self._one, event, EventState(batch, at))
-        assert self._many is not None
+        if self._many is None:
+            return self._call(event, EventState(batch, at))
         alone = batch.only(at)
-        inputs = self._run_many(self._many, alone, [event])
+        inputs = self._run_many(alone, [event])
         batch.late.update({at} if alone.late else ())
         return {name: array[0] for name, array in inputs.items()}
 
-    def _call(self, function: Callable[..., Any], given: Any, state: Any) -> Mapping[str, Any]:
-        where = f"{self._file}: {function.__name__}"
+    def _call(self, given: Any, state: Any) -> Mapping[str, Any]:
         try:
-            made = function(given, state)
+            made = self._function(given, state)
         except StateError:
             raise
         except ForetellError as error:
-            raise ModelFailed(f"{where}: {error.message}") from error
+            raise ModelFailed(f"{self._where}: {error.message}") from error
         except Exception as error:
-            raise ModelFailed(f"{where} raised {type(error).__name__}: {error}") from error
+            raise ModelFailed(f"{self._where} raised {type(error).__name__}: {error}") from error
         if not isinstance(made, Mapping):
-            raise ModelFailed(f"{where} returned {type(made).__name__}, expected a dict of the model's inputs")
+            raise ModelFailed(f"{self._where} returned {type(made).__name__}, expected a dict of the model's inputs")
         return made
 
-    def _together(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensors, dict[int, ForetellError]]:
-        """The rows as tensors, without those that do not look like the first."""
-        if not rows:
-            return {}, {}
-        names = rows[0].keys()
-        first = {name: np.asarray(value).shape for name, value in rows[0].items()}
-        misfits: dict[int, ForetellError] = {}
-        columns: dict[str, list[Tensor]] = {name: [] for name in names}
-        for at, row in enumerate(rows):
-            arrays = {name: np.asarray(value) for name, value in row.items()}
-            shapes = {name: array.shape for name, array in arrays.items()}
-            if shapes != first:
-                misfits[at] = ModelFailed(
-                    f"{self._file}: transform returned {_told(shapes)}, for other events {_told(first)}"
-                )
-                continue
-            for name in names:
-                columns[name].append(arrays[name])
-        return {name: np.stack(column) for name, column in columns.items()}, misfits
+
+class _Rows:
+    """Inputs of one event after the other; all must look like the first."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._columns: dict[str, list[Tensor]] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        try:
+            arrays = {str(name): np.asarray(value) for name, value in row.items()}
+        except ValueError as error:
+            raise ModelFailed(f"{self._where} returned what is no array: {error}") from None
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if self._shapes is None:
+            self._shapes = shapes
+        if shapes != self._shapes:
+            raise ModelFailed(f"{self._where} returned {_told(shapes)}, for other events {_told(self._shapes)}")
+        for name, array in arrays.items():
+            self._columns.setdefault(name, []).append(array)
+
+    def tensors(self) -> Tensors:
+        return {name: np.stack(column) for name, column in self._columns.items()}
 
 
 def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -12,6 +12,8 @@ events are "ahead": counted, handed out, in no window. After a real silence long
 `confirm` of them agree. A clock that jumps back only makes its own events late.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,10 @@ class Marks(msgspec.Struct, frozen=True):
     before: Times
     ahead: NDArray[np.bool_]
     after: Clock
+
+    def of(self, events: Sequence[int]) -> "Marks":
+        """Those of some of the events, by their places."""
+        return Marks(self.before[events], self.ahead[events], self.after)
 
 
 class Watermark:
