@@ -149,10 +149,10 @@ class StateFile:
             at += size
 
     def log(self, series: int) -> Iterator[bytes]:
-        """The bodies of a table's log, oldest first."""
-        last = 0
+        """The bodies of a table's log, newest first."""
+        last = 2**62
         while rows := self.read(
-            "SELECT id, body FROM log WHERE series = ? AND id > ? ORDER BY id LIMIT 64", (series, last)
+            "SELECT id, body FROM log WHERE series = ? AND id < ? ORDER BY id DESC LIMIT 64", (series, last)
         ):
             yield from (body for _, body in rows)
             last = rows[-1][0]

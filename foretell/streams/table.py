@@ -15,6 +15,7 @@ import msgspec
 from foretell.streams.state_file import StateFile
 
 _ABSENT = object()
+_NIL = msgspec.msgpack.encode(None)
 _ENTRY_BYTES, _SPREAD = 100, 5
 """Memory of an entry beside its content, and bytes in memory for a byte of MessagePack: benchmarks/state.py."""
 LOG_BYTES = 16 * 2**20
@@ -52,7 +53,8 @@ class Table:
         self.series = file.series(partition, name)
         self.held: dict[bytes, Any] = {}
         """Entries in use, by key; None is a deleted one."""
-        self.dirty: dict[bytes, None] = {}
+        self.dirty: dict[bytes, Any] = {}
+        """The keys that the next commit writes."""
         self._file = file
         self._older: dict[bytes, Any] = {}
         self._before: dict[bytes, Any] = {}
@@ -69,13 +71,13 @@ class Table:
         self._replay()
 
     def _replay(self) -> None:
-        entries: Any = list[tuple[bytes, self.kind.form | None]]  # type: ignore[name-defined]
-        decode = msgspec.msgpack.Decoder(entries).decode
+        decode = msgspec.msgpack.Decoder(list[tuple[bytes, msgspec.Raw]]).decode
         for body in self._file.log(self.series):
             self._log_bytes += len(body)
             for key, entry in decode(body):
-                self.held[key] = entry
-                self._logged[key] = None
+                if key not in self._logged:
+                    self.held[key] = None if entry == _NIL else self.decode(entry)
+                    self._logged[key] = None
         if self._logged:
             self._size = self._log_bytes / len(self._logged)
 
@@ -114,7 +116,7 @@ class Table:
     def keep(self) -> None:
         """What was put stays, and goes into the next commit."""
         if self._before:
-            self.dirty.update(dict.fromkeys(self._before))
+            self.dirty.update(self._before)
             self._before = {}
 
     def changes(self, plan: Plan) -> Iterator[tuple[bytes, bytes | None]]:
@@ -159,7 +161,7 @@ class Table:
         if self.dirty:
             self._size += 0.2 * (len(plan.body) / (len(self.dirty) + len(plan.copied)) - self._size)
         logged, ancient = self._logged, self._ancient
-        logged.update(self.dirty)
+        logged.update(dict.fromkeys(self.dirty))
         if ancient:
             for key in (*plan.copied, *self.dirty):
                 if ancient.pop(key, _ABSENT) is None:

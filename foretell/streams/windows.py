@@ -116,14 +116,11 @@ class Paned:
 
     def _push(self, entry: Panes[Any], place: int, mark: int) -> tuple[tuple[tuple[int, Any], ...], Any | None]:
         """The older panes, and `before`, when a newer pane begins at `place`."""
-        older, oldest = entry.older, mark - self._kept
-        if older and older[0][0] <= oldest:
-            older = tuple(pane for pane in older if pane[0] > oldest)
-        if entry.start > oldest:
-            older = (*older, (entry.start, entry.now))
-        if older and older[0][0] > place - self.size:  # no pane leaves the window, so what was merged stays so
+        older, oldest = (*entry.older, (entry.start, entry.now)), mark - self._kept
+        if older[0][0] > max(oldest, place - self.size):  # no pane goes, so what was merged stays so
             before = entry.before
             return older, entry.now if before is None else self.aggregate.merge(before, entry.now)
+        older = tuple(pane for pane in older if pane[0] > oldest)
         return older, self._before(older, place)
 
     def _insert(

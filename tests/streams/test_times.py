@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretell.core.errors import ConfigError
@@ -24,6 +24,7 @@ def test_what_is_no_duration_is_said(text):
         duration(text, "lateness")
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime(1973, 4, 1), datetime(5000, 1, 1)), st.integers(-12, 12))
 def test_every_way_to_write_a_time_is_the_same_time(moment, zone):
     moment = moment.replace(microsecond=moment.microsecond // 1000 * 1000, tzinfo=timezone(timedelta(hours=zone)))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretell.core.errors import ConfigError
@@ -16,6 +16,7 @@ def advance(*times, rule=RULE, clock=Clock()):
     return rule.advance(clock, np.array(times, np.int64))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.integers(0, 100), st.integers(0, 10 * DAY), st.integers(0, 2**45)), max_size=30),
     st.integers(1, 4),
@@ -34,12 +35,14 @@ def test_cutting_the_stream_changes_nothing(times, confirm, data):
     assert (before, ahead, clock) == (whole.before.tolist(), whole.ahead.tolist(), whole.after)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 100 * DAY), max_size=30))
 def test_the_watermark_never_goes_back(times):
     before = advance(*times).before
     assert (np.diff(before) >= 0).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10 * DAY), min_size=1, max_size=30))
 def test_believing_everything_is_the_newest_time_less_the_delay(times):
     marks = advance(*times, rule=Watermark("1m", confirm=1))

@@ -5,7 +5,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from window_reference import SessionReference, SlidingReference, ewma_of, numbers_of, streams
 
@@ -59,10 +59,12 @@ def both(kind, sizes, delay, lateness, **more):
     )
 
 
+THOROUGHLY = settings(max_examples=400, deadline=None)
 KINDS = pytest.mark.parametrize("kind", ["panes", "session"])
 
 
 @KINDS
+@THOROUGHLY
 @given(events=NUMBERS, sizes=SIZES, **SETTINGS)
 def test_numbers_are_those_of_brute_force(kind, events, sizes, delay, lateness):
     window, reference = both(kind, sizes, delay, lateness)
@@ -75,6 +77,7 @@ def test_numbers_are_those_of_brute_force(kind, events, sizes, delay, lateness):
 
 
 @KINDS
+@THOROUGHLY
 @given(events=WORDS, sizes=SIZES, **SETTINGS)
 def test_distinct_values_are_those_of_brute_force(kind, events, sizes, delay, lateness):
     window, reference = both(kind, sizes, delay, lateness, distinct=True)
@@ -88,6 +91,7 @@ def test_distinct_values_are_those_of_brute_force(kind, events, sizes, delay, la
 
 
 @KINDS
+@THOROUGHLY
 @given(events=NUMBERS, sizes=SIZES, half_life=st.sampled_from([1, 30, 3600]), **SETTINGS)
 def test_a_decaying_mean_is_that_of_brute_force(kind, events, sizes, half_life, delay, lateness):
     window, reference = both(kind, sizes, delay, lateness, half_life=f"{half_life}s")
@@ -100,6 +104,7 @@ def test_a_decaying_mean_is_that_of_brute_force(kind, events, sizes, half_life, 
 
 
 @KINDS
+@THOROUGHLY
 @given(events=NUMBERS, sizes=SIZES, **SETTINGS)
 def test_an_entry_that_is_past_tells_nothing_any_more(kind, events, sizes, delay, lateness):
     """Removing it changes no answer: what `until` allows is invisible."""
@@ -135,6 +140,14 @@ def test_an_offset_moves_days_into_another_zone():
     hour = 3_600_000
     assert add(tumbling("1d", offset="-2h"), (21 * hour, 1), (22 * hour, 1)).count == 1
     assert add(tumbling("1d"), (21 * hour, 1), (22 * hour, 1)).count == 2
+
+
+def test_a_pane_that_goes_when_its_time_is_over_is_in_no_later_window():
+    # At the watermark of the last event the first pane is past; what it held must not stay in the merge of the others.
+    window, entry = sliding("100s", every="25s", offset="-8s"), None
+    for second, mark in ((967, NEVER), (1_000, 900_000), (1_030, 1_000_000), (1_060, 1_067_000)):
+        entry, held = window.update(entry, window.places(np.array([second * 1000]))[0], 1.0, second * 1000, mark * 1)
+    assert held.count == 3
 
 
 def test_events_exactly_a_gap_apart_are_one_session():
