@@ -9,33 +9,32 @@ import numpy as np
 from foretell.core.errors import ModelFailed
 from foretell.core.tensor import Tensor
 from foretell.streams.aggregates import DistinctOf, numbers, present
-from foretell.streams.memory import Memory, alive, pack, unpack
+from foretell.streams.memory import VALUES, Memory, alive, pack, unpack
 from foretell.streams.state import StateStore
 from foretell.streams.table import Table
 from foretell.streams.times import Times, duration
 from foretell.streams.watermark import Marks
 from foretell.streams.windows import Window
 
-VALUES = "values"
-"""The table of what `state.put` keeps."""
 KEPT_FOR = "30d"
 
 
 class Events(Mapping[str, Tensor]):
-    """The events of a micro-batch by field. A field that an event lacks is NaN among numbers and None among others."""
+    """The events of a micro-batch by field, as a dict is for one event: `events["x"]` is an error where an event has no
+    x, which then fails alone; `events.get("x")` has NaN (among numbers) or None (among others) there.
+    """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows = rows
-        self._columns: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        column = self._columns.get(name)
-        if column is None:
-            values = [row.get(name) for row in self._rows]
-            if all(value is None for value in values):
-                raise KeyError(name)
-            column = self._columns[name] = _column(values)
-        return column
+        return _column([row[name] for row in self._rows])
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return _column([row.get(name, default) for row in self._rows])
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in row for row in self._rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(name for row in self._rows for name in row))
@@ -84,8 +83,11 @@ class Batch:
         for at, value in enumerate(values, first):
             key = keys[at]
             entry = held.get(key)
-            if value is None or at in ahead:
-                found.append(window.peek(entry, places[at]) or empty if value is None else empty)
+            if at in ahead:
+                found.append(empty)
+                continue
+            if value is None:
+                found.append(window.peek(entry, places[at], before[at]) or empty)
                 continue
             updated = update(entry, places[at], value, times[at], before[at])
             if updated is None:

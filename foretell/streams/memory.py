@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+VALUES, TENSORS = "values", "tensors"
+"""The tables of what a transform puts and of a model's own state. No window can have these names."""
 _ARRAY = 1
 """The extension type of an array among MessagePack's own."""
 

@@ -11,13 +11,10 @@ import numpy as np
 
 from foretell.core.errors import ConfigError, did_you_mean
 from foretell.core.tensor import DTYPES, Signature, Tensor, Tensors, TensorSpec
-from foretell.streams.memory import Memories, Memory, alive, pack, unpack
+from foretell.streams.memory import TENSORS, Memories, Memory, alive, pack, unpack
 from foretell.streams.state import StateStore
 from foretell.streams.times import Times, duration
 from foretell.streams.watermark import Marks
-
-TENSORS = "tensors"
-"""The name under which they are in the store."""
 
 
 class _Loop(NamedTuple):

@@ -25,8 +25,8 @@ import numpy as np
 from foretell.core.errors import ConfigError, ForetellError, ModelFailed, StateError
 from foretell.core.tensor import Tensor, Tensors
 from foretell.runtimes.trust import load_file
-from foretell.streams.keyed import VALUES, Batch, BatchState, Events, EventState
-from foretell.streams.memory import Memories
+from foretell.streams.keyed import Batch, BatchState, Events, EventState
+from foretell.streams.memory import TENSORS, VALUES, Memories
 from foretell.streams.state import StateStore
 from foretell.streams.table import Kind
 from foretell.streams.times import Times
@@ -59,8 +59,9 @@ class Transform:
                 self.windows[name] = value
             elif isinstance(value, Watermark):
                 rules.append(value)
-        if VALUES in self.windows:
-            raise ConfigError(f'{file}: a window cannot be called "{VALUES}"; name it otherwise')
+        for name in (VALUES, TENSORS):
+            if name in self.windows:
+                raise ConfigError(f'{file}: a window cannot be called "{name}"; name it otherwise')
         if len(rules) > 1:
             raise ConfigError(f"{file} declares {len(rules)} watermarks; a stream has one")
         self.watermark = rules[0] if rules else Watermark()

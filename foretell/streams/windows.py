@@ -43,8 +43,8 @@ class Window(Protocol):
     def update(self, entry: Any, place: int, value: Any, time: int, mark: int) -> tuple[Any, Any] | None:
         """The entry with the value and what its window then holds; None if the event is late at watermark `mark`."""
 
-    def peek(self, entry: Any, place: int) -> Any | None:
-        """What the window of that place holds now; None if nothing."""
+    def peek(self, entry: Any, place: int, mark: int) -> Any | None:
+        """What the window of that place holds; None if nothing or if an event there is late at watermark `mark`."""
 
     def until(self, entry: Any) -> int:
         """The watermark from which on no event can see anything of this entry."""
@@ -98,8 +98,8 @@ class Paned:
         entered = Panes(entry.start, entry.now, older, self._before(older, entry.start))
         return entered, pane if before is None else aggregate.merge(before, pane)
 
-    def peek(self, entry: Panes[Any] | None, place: int) -> Any | None:
-        if entry is None:
+    def peek(self, entry: Panes[Any] | None, place: int, mark: int) -> Any | None:
+        if entry is None or place + self._late <= mark:
             return None
         return self._before((*entry.older, (entry.start, entry.now)), place + 1)
 
@@ -179,10 +179,10 @@ class Gapped:
         others = [session for session in live if not self._near(session, time)]
         return Sessions(tuple(sorted([*others, joined], key=_first))), held
 
-    def peek(self, entry: Sessions[Any] | None, place: int) -> Any | None:
+    def peek(self, entry: Sessions[Any] | None, place: int, mark: int) -> Any | None:
         held = None
         for session in () if entry is None else entry.live:
-            if self._near(session, place):
+            if self._near(session, place) and session[1] + self._kept >= mark:
                 held = session[2] if held is None else self.aggregate.merge(held, session[2])
         return held
 

@@ -52,7 +52,8 @@ def opened(folder: Path, transform: Transform, **settings) -> StateStore:
 
 
 def event(key, second, amount):
-    return key, second * 1000, {"amount": amount, "shop": f"shop {amount % 7}"}
+    """Without an amount where it is None."""
+    return key, second * 1000, {"amount": amount, "shop": f"shop {(amount or 0) % 7}"}
 
 
 def run(store, transform, partition, events):
@@ -78,10 +79,19 @@ def plainly(transform, events):
         held = {}
         for name, window in transform.windows.items():
             (place,) = window.places(np.array([time]))
-            value = row["shop"] if name == "shops" else float(row["amount"])
-            updated = window.update(entries.get((name, key)), place, value, time, int(marks.before[0]))
+            entry, mark, value = (
+                entries.get((name, key)),
+                int(marks.before[0]),
+                row["shop" if name == "shops" else "amount"],
+            )
             held[name] = window.aggregate.empty
-            if updated is not None and not marks.ahead[0]:
+            if marks.ahead[0]:
+                continue
+            if value is None:
+                held[name] = window.peek(entry, place, mark) or held[name]
+                continue
+            updated = window.update(entry, place, value if name == "shops" else float(value), time, mark)
+            if updated is not None:
                 entries[name, key], held[name] = updated
         s, v, d, t = (held[name] for name in ("spend", "visit", "shops", "trend"))
         yield np.array(

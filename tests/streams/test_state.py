@@ -18,7 +18,9 @@ from foretell.streams.watermark import NEVER
 
 KEYS = [b"a", b"b", b"c", b"d", b"e"]
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(KEYS), st.one_of(st.integers(0, 3), st.integers(-40, 90)), st.integers(-50, 50)),
+    st.tuples(
+        st.sampled_from(KEYS), st.one_of(st.integers(0, 3), st.integers(-40, 90)), st.none() | st.integers(-50, 50)
+    ),
     min_size=1,
     max_size=50,
 ).map(lambda steps: walk(steps))

@@ -85,6 +85,18 @@ def test_a_missing_value_is_not_added(tmp_path, missing):
     assert run(store, batch, "t/0", amounts(missing, 2, missing, 4)).inputs["x"].tolist() == [0, 2, 2, 6]
 
 
+@pytest.mark.parametrize("form", ["transform(event, state)", "transform_batch(event, state)"])
+def test_a_field_that_an_event_lacks_fails_it_alone_unless_it_may_be_missing(tmp_path, form):
+    text = "from foretell.streams.windows import tumbling\namounts = tumbling('1h')\ndef %s:\n return {'x': %s}"
+    for field, kept in (("event['amount']", [0, 2]), ("event.get('amount')", [0, 1, 2])):
+        transform = load(tmp_path, text % (form, f"state.add(amounts, {field}).sum"))
+        store = opened(tmp_path, transform, reset=True)
+        features = run(store, transform, "t/0", [*amounts(2), (b"a", 1_000_000, {}), *amounts(4)])
+        store.close()
+        assert features.kept == kept
+        assert features.inputs["x"].tolist() == [[2.0, 2.0, 6.0][at] for at in kept]
+
+
 def test_values_of_a_key_are_kept_until_they_are_idle(tmp_path):
     body = "n = state.get('n', 0) + 1\n state.put('n', n, kept_for='1h')\n return {'x': [n]}"
     transform, store = one(tmp_path, body)

@@ -34,7 +34,7 @@ def run(window, events, delay):
         # As it is after a restart: nothing but what was written.
         entries[key] = msgspec.msgpack.decode(msgspec.msgpack.encode(updated[0]), type=window.form)
         assert entries[key] == updated[0]
-        assert window.peek(entries[key], place) == updated[1]
+        assert window.peek(entries[key], place, mark) == updated[1]
         yield updated[1]
 
 
