@@ -130,6 +130,13 @@ class StateUnwritable(StateError):
     grpc_code = "UNAVAILABLE"
 
 
+class StreamError(ForetellError):
+    """An end of a stream cannot be reached or does not answer; it is tried again, and nothing is committed meanwhile."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+
+
 class ConfigError(ForetellError):
     """A configuration file, flag or environment variable is wrong; the message names the key."""
 
