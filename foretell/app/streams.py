@@ -73,7 +73,9 @@ class StreamService:
         self._telemetry.start()
         try:
             await self._plane.deploy(deployment_spec(info.name, str(info.number), package, self._config, generation))
-            asker = Asker(self._plane, parse_reference(str(info)), form, package.manifest.signature.batchable, Backoff())
+            asker = Asker(
+                self._plane, parse_reference(str(info)), form, package.manifest.signature.batchable, Backoff()
+            )
             self._processor = Processor(source, sink, dead, asker, self.progress, spec.most)
             if self._stopped:
                 return

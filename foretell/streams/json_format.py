@@ -123,5 +123,3 @@ def _plain(values: Any) -> Any:
     if isinstance(values, list):
         return [_plain(value) for value in values] if values and isinstance(values[0], list | bytes) else values
     return values.decode("utf-8", "replace") if isinstance(values, bytes) else values
-
-

@@ -10,7 +10,7 @@ from foretell.streams.commit import Step, steps
 from foretell.streams.json_format import encode_refusal
 from foretell.streams.message import Message, Record, Refusal, positions
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import Sink, Source, TransactionalSink
+from foretell.streams.protocol import Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
@@ -45,10 +45,19 @@ class Processor:
 
     async def run(self) -> None:
         """Until the source ends or `stop`. Raises what no retry helps against; nothing is committed then."""
-        held = await self._sink.open()
-        await self._dead.open()
-        await self._source.open(held)
+        for wait_s in self._backoff.waits():
+            try:
+                return await self._once()
+            except StreamReset as error:
+                self._progress.trouble = error.message
+                await asyncio.sleep(wait_s)
+
+    async def _once(self) -> None:
+        """Open the ends, go on until the end, close them."""
         try:
+            held = await self._insist(self._sink.open)
+            await self._insist(self._dead.open)
+            await self._source.open(held)
             await self._loop()
         finally:
             for end in (self._source, self._sink, self._dead):
@@ -102,6 +111,8 @@ class Processor:
         for wait_s in self._backoff.waits():
             try:
                 return await action()
+            except StreamReset:
+                raise
             except StreamError as error:
                 self._progress.trouble = error.message
                 await asyncio.sleep(wait_s)

@@ -5,17 +5,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from foretell.core.errors import StreamError
 from foretell.streams.message import Message, Record, Refusal
+
+
+class StreamReset(StreamError):
+    """What was polled and not committed is void: open the ends again and go on behind the last commit."""
 
 
 class Source(Protocol):
     """Where messages come from. Remembers committed positions if it can; what was not committed comes again."""
 
     async def open(self, held: Mapping[str, str]) -> None:
-        """Begin where the last commit ended, or where `held` (what state or sink already have) says, in its partitions."""
+        """Begin where the last commit ended, or where `held` says, which state or sink have."""
 
     async def poll(self, most: int) -> list[Message] | None:
-        """What is there, at most so many, in the order of each partition; waits a moment for the first. None: the end."""
+        """What is there, at most so many, in order of each partition; waits a moment for one. None: the end."""
 
     async def commit(self, positions: Mapping[str, str]) -> None:
         """Everything before these positions is done."""
@@ -33,7 +38,7 @@ class Sink(Protocol):
         """Raises where it cannot be written. Returns positions of the source whose answers it holds, if it can tell."""
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
-        """Returns when all are safe, except those that it will never take. Raises `StreamError` where a retry may help."""
+        """Returns when all are safe but those that it never takes. Raises `StreamError` where a retry may help."""
 
     async def close(self) -> None: ...
 
