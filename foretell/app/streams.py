@@ -33,9 +33,9 @@ class StreamSpec(msgspec.Struct, frozen=True):
     model: str
     source: str
     sink: str
+    dead_letter: str
     columns: Sequence[str] = ()
     key: str = ""
-    dead_letter: str = "null://"
     format: FormatName = "json"
     most: int = MOST
 

@@ -57,7 +57,7 @@ def run(
     Ctrl-C commits what was begun and ends. Which guarantee a pair of ends has: docs/streams.md.
     """
     setup_logging("warning")
-    spec = StreamSpec(model, source, sink, columns or (), key, dead_letter, form, most)
+    spec = StreamSpec(model, source, sink, dead_letter, columns or (), key, form, most)
     service = StreamService(load_config(config), open_store(store, database), spec)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_until_stopped(service))

@@ -112,8 +112,8 @@ class FileSource:
 
 
 class FileSink:
-    """A line for each answer, synced before the position is committed. Effectively once: at start a torn last line is cut
-    off, and the source goes on behind the last answer that the file holds of each of its partitions.
+    """A line for each answer, synced before the position is committed. Effectively once: at start a torn last line
+    is cut off, and the source goes on behind the last answer that the file holds of each of its partitions.
     """
 
     remembers = True

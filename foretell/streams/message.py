@@ -5,7 +5,7 @@ import msgspec
 
 class Message(msgspec.Struct, frozen=True):
     """One event. `partition`: "topic/3" or a path; messages of one are in order. `position`: where it is there, and
-    `next`: where a reader goes on once it is done. `time`: milliseconds since 1970 when it was made, as its source says.
+    `next`: where a reader goes on once it is done. `time`: milliseconds since 1970 when it was made.
     """
 
     value: bytes

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from foretell.core.errors import StreamError
 from foretell.streams.asking import Asker
-from foretell.streams.commit import Step, steps
+from foretell.streams.commit import Guarantee, Step, guarantee, steps
 from foretell.streams.json_format import encode_refusal
 from foretell.streams.message import Message, Record, Refusal, positions
 from foretell.streams.progress import Progress
@@ -39,6 +39,11 @@ class Processor:
         self._transaction = sink if isinstance(sink, TransactionalSink) and sink.joins(source) else None
         self._steps = steps(self._transaction is not None)
 
+    @property
+    def guarantee(self) -> Guarantee:
+        """What this pair of ends promises of every answer."""
+        return guarantee(self._transaction is not None, bool(getattr(self._sink, "remembers", False)))
+
     def stop(self) -> None:
         """Finish what was polled, commit it, and end."""
         self._stopping.set()
@@ -47,8 +52,11 @@ class Processor:
         """Until the source ends or `stop`. Raises what no retry helps against; nothing is committed then."""
         for wait_s in self._backoff.waits():
             try:
-                return await self._once()
+                await self._once()
+                return
             except StreamReset as error:
+                if self._stopping.is_set():
+                    return
                 self._progress.trouble = error.message
                 await asyncio.sleep(wait_s)
 
@@ -114,6 +122,8 @@ class Processor:
             except StreamReset:
                 raise
             except StreamError as error:
+                if self._stopping.is_set():
+                    raise
                 self._progress.trouble = error.message
                 await asyncio.sleep(wait_s)
         raise AssertionError("waits() never ends")
