@@ -1,27 +1,24 @@
-"""Messages → requests of the plane → records. A message that cannot be answered is refused alone; faults of the
-service are waited out. Knows no broker.
+"""Rows → answers of one model by the plane. A row that cannot be answered is named alone; faults of the service are
+waited out. Knows no format and no broker.
 """
 
 import asyncio
-import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from foretell.core.errors import InvalidInput, ModelFailed, NotReady, Overloaded, ReplicaCrashed
 from foretell.core.reference import Reference
 from foretell.core.request import Request, Response
-from foretell.core.tensor import Tensors
-from foretell.streams.json_format import encode_answers
-from foretell.streams.message import Message, Record, Refusal
+from foretell.core.tensor import Signature, Tensors
+from foretell.streams.pace import Pace
 from foretell.streams.retry import Backoff
 
 PROTOCOL = "stream"
 """How these requests are called in observations."""
-
 BLAMED = (InvalidInput, ModelFailed, ReplicaCrashed)
-"""Errors that a message can be the cause of."""
-PASSING = (Overloaded, NotReady)
-"""Errors that pass, whatever the message."""
+"""Errors that a row can be the cause of."""
+CHANCES = 3
+"""How often a row is tried alone on which the model failed."""
 
 
 class Door(Protocol):
@@ -30,55 +27,77 @@ class Door(Protocol):
     async def infer(self, reference: Reference, request: Request) -> Response: ...
 
 
-class Format(Protocol):
-    """Turns messages into rows, and rows into tensors."""
+class Piece(NamedTuple):
+    """Rows from `start` on that were answered together."""
 
-    def decode(self, messages: Sequence[Message]) -> tuple[list[Message], list[Any], list[Refusal]]: ...
+    start: int
+    stop: int
+    response: Response
 
-    def tensors(self, rows: Sequence[Any]) -> Tensors: ...
+    @property
+    def model(self) -> str:
+        return f"{self.response.model}@{self.response.version}"
+
+
+class Answers(NamedTuple):
+    """What became of the rows of one question: pieces in the order of the rows, and why others have no answer."""
+
+    pieces: list[Piece]
+    wrong: dict[int, str]
 
 
 class Asker:
-    """Asks one model. `batchable`: it takes many rows at once."""
+    """Asks one model. `batchable`: it takes many rows at once; otherwise each row is a request of its own."""
 
-    def __init__(self, plane: Door, reference: Reference, form: Format, batchable: bool, backoff: Backoff) -> None:
+    def __init__(
+        self, plane: Door, reference: Reference, signature: Signature, pace: Pace, backoff: Backoff | None = None
+    ) -> None:
+        self.batchable = signature.batchable
+        self.pace = pace
+        self._signature = signature
         self._plane = plane
         self._reference = reference
-        self._format = form
-        self._batchable = batchable
-        self._backoff = backoff
+        self._backoff = backoff or Backoff()
 
-    async def answer(self, messages: Sequence[Message]) -> tuple[list[Record], list[Refusal]]:
-        """A record or a refusal for every message, records in their order."""
-        good, rows, refused = self._format.decode(messages)
-        size = max(1, len(good)) if self._batchable else 1
-        records: list[Record] = []
-        for at in range(0, len(good), size):
-            records += await self._ask(good[at : at + size], rows[at : at + size], refused)
-        return records, refused
+    async def ask(self, rows: int, inputs_of: Callable[[slice], Tensors]) -> Answers:
+        """`inputs_of` gives the inputs of some of the rows, or raises `InvalidInput`; then it is asked for fewer."""
+        wrong: dict[int, str] = {}
+        if not rows:
+            return Answers([], wrong)
+        if self.batchable:
+            return Answers(await self._ask(slice(0, rows), inputs_of, wrong), wrong)
+        alone = [self._ask(slice(at, at + 1), inputs_of, wrong) for at in range(rows)]
+        return Answers([piece for pieces in await asyncio.gather(*alone) for piece in pieces], wrong)
 
-    async def _ask(self, messages: list[Message], rows: list[Any], refused: list[Refusal]) -> list[Record]:
-        """Halves what fails until the message to blame is alone."""
+    async def _ask(self, part: slice, inputs_of: Callable[[slice], Tensors], wrong: dict[int, str]) -> list[Piece]:
+        """Halves what fails until the row to blame is alone."""
+        rows = part.stop - part.start
         try:
-            inputs = self._format.tensors(rows)
-            response = await self._infer(inputs, len(rows))
+            inputs = inputs_of(part)
+            self._signature.check(inputs)
+            response = await self._infer(inputs, rows)
         except BLAMED as error:
-            if len(rows) == 1:
-                refused.append(Refusal(messages[0], error.message))
+            if rows == 1:
+                wrong[part.start] = error.message
                 return []
         else:
-            model = f"{response.model}@{response.version}"
-            now = int(time.time() * 1000)
-            values = encode_answers(messages, response.outputs, model, self._batchable, now)
-            return [Record(value, message) for value, message in zip(values, messages, strict=True)]
-        middle = len(rows) // 2
-        first = await self._ask(messages[:middle], rows[:middle], refused)
-        return first + await self._ask(messages[middle:], rows[middle:], refused)
+            self.pace.observe(rows, response.timing.compute_s)
+            return [Piece(part.start, part.stop, response)]
+        middle = (part.start + part.stop) // 2
+        first = await self._ask(slice(part.start, middle), inputs_of, wrong)
+        return first + await self._ask(slice(middle, part.stop), inputs_of, wrong)
 
     async def _infer(self, inputs: Tensors, rows: int) -> Response:
+        """What is the service's own fault is tried for ever, what may be the row's a few times, and that alone."""
+        chances = CHANCES if rows == 1 else 1
         for wait_s in self._backoff.waits():
             try:
                 return await self._plane.infer(self._reference, Request(inputs, rows, protocol=PROTOCOL, whole=True))
-            except PASSING:
-                await asyncio.sleep(wait_s)
+            except (ModelFailed, ReplicaCrashed):
+                chances -= 1
+                if not chances:
+                    raise
+            except (Overloaded, NotReady):
+                pass
+            await asyncio.sleep(wait_s)
         raise AssertionError("waits() never ends")

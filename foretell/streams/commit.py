@@ -1,4 +1,8 @@
-"""The order of the steps that end a micro-batch, for each guarantee. Pure; `processor.py` takes the steps."""
+"""The order of the steps that end a micro-batch, for each guarantee. Pure; `processor.py` takes the steps.
+
+Answers are safe before their positions are; state is written last, so it is never ahead of the answers. A processor
+that died in between finds state behind the answers, and lets it catch up without answering again (`protocol.Resume`).
+"""
 
 from enum import Enum
 from typing import Literal
@@ -17,19 +21,22 @@ class Step(Enum):
     """Publish the answers and commit the positions, in one."""
     COMMIT = "commit"
     """Commit the positions at the source."""
+    STATE = "state"
+    """Write the state with its positions, in one."""
 
 
-def steps(transactional: bool) -> tuple[Step, ...]:
+def steps(transactional: bool, stateful: bool = False) -> tuple[Step, ...]:
     """What is done with each micro-batch, in order. A position is never committed before its answer is safe."""
+    last = (Step.STATE,) if stateful else ()
     if transactional:
-        return (Step.DEAD_LETTERS, Step.TRANSACT)
-    return (Step.DEAD_LETTERS, Step.PUBLISH, Step.COMMIT)
+        return (Step.DEAD_LETTERS, Step.TRANSACT, *last)
+    return (Step.DEAD_LETTERS, Step.PUBLISH, Step.COMMIT, *last)
 
 
 def guarantee(transactional: bool, remembers: bool) -> Guarantee:
     """What a pair of ends promises of every answer. `remembers`: the sink can tell, or drops, what it already holds.
 
-    Dead letters are at least once with all of them.
+    Dead letters are at least once with all of them. State is always exactly once.
     """
     if transactional:
         return "exactly once"

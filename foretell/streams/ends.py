@@ -9,13 +9,24 @@ import msgspec
 from foretell.core.errors import ConfigError, did_you_mean
 from foretell.streams.protocol import Sink, Source
 
+
+class Scheme(msgspec.Struct, frozen=True):
+    """The module that serves a kind of end and the extra that it needs. `timed`: its messages bring their own time.
+    `groups`: several readers share its partitions.
+    """
+
+    module: str
+    extra: str = ""
+    timed: bool = False
+    groups: bool = False
+
+
 SCHEMES = {
-    "file": ("foretell.streams.files", ""),
-    "std": ("foretell.streams.stdio", ""),
-    "null": ("foretell.streams.stdio", ""),
-    "kafka": ("foretell.streams.kafka", "kafka"),
+    "file": Scheme("foretell.streams.files"),
+    "std": Scheme("foretell.streams.stdio"),
+    "null": Scheme("foretell.streams.stdio"),
+    "kafka": Scheme("foretell.streams.kafka", "kafka", timed=True, groups=True),
 }
-"""Scheme → the module that serves it, and the extra that it needs."""
 
 
 class EndUrl(msgspec.Struct, frozen=True):
@@ -59,6 +70,11 @@ def parse_end(text: str) -> EndUrl:
     return EndUrl(text, parts.scheme, parts.netloc, parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)))
 
 
+def scheme_of(text: str) -> Scheme:
+    """What kind of end a URL names."""
+    return SCHEMES[parse_end(text).scheme]
+
+
 def open_source(text: str) -> Source:
     """The source that a URL names, not open yet."""
     url = parse_end(text)
@@ -74,8 +90,8 @@ def open_sink(text: str) -> Sink:
 
 
 def _module(url: EndUrl) -> Any:
-    name, extra = SCHEMES[url.scheme]
+    scheme = SCHEMES[url.scheme]
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(scheme.module)
     except ModuleNotFoundError as error:
-        raise ConfigError(f'"{url.text}" needs {error.name}: pip install "foretell[{extra}]"') from None
+        raise ConfigError(f'"{url.text}" needs {error.name}: pip install "foretell[{scheme.extra}]"') from None

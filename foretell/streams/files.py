@@ -6,16 +6,19 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Record, Refusal
+from foretell.streams.message import Message, Partition, Record, Refusal, positions
+from foretell.streams.protocol import Resume, is_replayed
 
 WAIT_S = 0.05
 CHUNK = 2**20
 MOST_LINE = 16 * 2**20
+"""Bytes of a line that are kept; see `rows.decode`, which refuses a message as large."""
 
 
 class _Held(msgspec.Struct):
@@ -36,22 +39,26 @@ class FileSource:
         self._path = path
         self._memory = path.with_name(f".{path.name}.{group}.positions")
         self._follow = follow
-        self._at: dict[str, int] = {}
+        self._resume = Resume()
         self._committed: dict[str, str] = {}
+        self._files: dict[str, _Reading] = {}
         self._lag = 0
 
-    async def open(self, held: Mapping[str, str]) -> None:
-        """Where the group's last commit or what the sink holds ends, whichever is further."""
+    async def open(self, resume: Resume) -> None:
+        """Where the group's last commit or what the sink holds ends, whichever is further; or where state is."""
         if not self._path.exists():
             raise ConfigError(f'"{self._path}" is not there; name a file or a folder that is')
+        self._resume = resume
+        self._files.clear()
         with contextlib.suppress(FileNotFoundError):
             try:
                 self._committed = msgspec.json.decode(self._memory.read_bytes(), type=dict[str, str])
             except msgspec.MsgspecError as error:
                 raise ConfigError(f'"{self._memory}" is damaged ({error}); remove it to read from the start') from None
-        self._at = {name: int(position) for name, position in self._committed.items()}
-        for name, position in held.items():
-            self._at[name] = max(int(position), self._at.get(name, 0))
+        try:
+            _replace(self._memory, msgspec.json.encode(self._committed))
+        except StreamError as error:
+            raise ConfigError(f"positions cannot be kept: {error.message}") from None
 
     async def poll(self, most: int) -> list[Message] | None:
         """Complete lines; the last line of a file that is not followed may lack its end."""
@@ -62,10 +69,12 @@ class FileSource:
             await asyncio.sleep(WAIT_S)
         return messages
 
-    async def commit(self, positions: Mapping[str, str]) -> None:
+    async def commit(self, messages: Sequence[Message]) -> None:
         """Written beside the source, whole or not at all."""
-        self._committed = {**self._committed, **positions}
-        await asyncio.to_thread(_replace, self._memory, msgspec.json.encode(self._committed))
+        done = positions(message for message in messages if not message.replayed)
+        if done:
+            self._committed |= done
+            await asyncio.to_thread(_replace, self._memory, msgspec.json.encode(self._committed))
 
     def lag(self) -> int:
         """Bytes that are there and were not polled."""
@@ -80,35 +89,74 @@ class FileSource:
         messages: list[Message] = []
         self._lag = 0
         for path in files:
-            name = str(path.absolute())
-            size = path.stat().st_size
-            if size < self._at.get(name, 0):
-                self._at[name] = 0
-            if len(messages) < most and size > self._at.get(name, 0):
-                messages += self._lines(path, name, most - len(messages))
-            self._lag += size - self._at.get(name, 0)
+            reading = self._reading(str(path.absolute()))
+            with contextlib.suppress(FileNotFoundError):  # taken away since it was listed
+                size = path.stat().st_size
+                if size < reading.at:
+                    reading.at, reading.done = 0, None
+                if len(messages) < most and size > reading.at:
+                    messages += self._lines(path, reading, most - len(messages))
+                self._lag += size - reading.at
         return messages
 
-    def _lines(self, path: Path, name: str, most: int) -> list[Message]:
-        at = self._at.get(name, 0)
+    def _reading(self, name: str) -> "_Reading":
+        reading = self._files.get(name)
+        if reading is None:
+            committed = self._committed.get(name)
+            start = self._resume.start(name, committed)
+            reading = _Reading(Partition(name), int(start or 0), self._resume.done(name, committed))
+            self._files[name] = reading
+        return reading
+
+    def _lines(self, path: Path, reading: "_Reading", most: int) -> list[Message]:
+        at = reading.at
         with path.open("rb") as file:
             file.seek(at)
             data = file.read(CHUNK)
-            while b"\n" not in data and len(data) < MOST_LINE and (more := file.read(CHUNK)):
-                data += more
+            if len(data) == CHUNK and b"\n" not in data:
+                return self._long_line(file, data, reading)
             ended = not self._follow and not file.read(1)
         now = int(time.time() * 1000)
-        messages = []
+        messages: list[Message] = []
         for line in _split(data):
-            if not line.endswith(b"\n") and not ended and len(line) < MOST_LINE:
+            if len(messages) == most or not (line.endswith(b"\n") or ended):
                 break
-            if len(messages) == most:
-                break
+            end = at + len(line)
             if line.strip():
-                messages.append(Message(line.rstrip(b"\r\n"), b"", name, str(at), str(at + len(line)), now))
-            at += len(line)
-        self._at[name] = at
+                messages.append(reading.message(line, at, end, now))
+            at = end
+        reading.at = at
         return messages
+
+    def _long_line(self, file: BinaryIO, head: bytes, reading: "_Reading") -> list[Message]:
+        """A line of more than a chunk; beyond `MOST_LINE` only its length is kept, for nobody takes such a message."""
+        length, complete = len(head), not self._follow
+        while more := file.read(CHUNK):
+            part = more[: more.find(b"\n") + 1] or more
+            length += len(part)
+            if len(head) <= MOST_LINE:
+                head += part
+            if part.endswith(b"\n"):
+                complete = True
+                break
+        if not complete:
+            return []
+        at, reading.at = reading.at, reading.at + length
+        return [reading.message(head, at, reading.at, int(time.time() * 1000))]
+
+
+class _Reading(msgspec.Struct):
+    """How far one file has come; up to `done` it was answered before."""
+
+    partition: Partition
+    at: int
+    done: str | None
+
+    def message(self, line: bytes, at: int, end: int, now_ms: int) -> Message:
+        """The message of a line that begins at `at`."""
+        position = str(at)
+        replayed = is_replayed(position, self.done)
+        return Message(line.rstrip(b"\r\n"), b"", self.partition, position, str(end), now_ms, replayed)
 
 
 class FileSink:

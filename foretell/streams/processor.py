@@ -1,48 +1,88 @@
-"""The loop: poll → decode → ask → encode → publish → commit, the next micro-batch polled while one is computed."""
+"""The loop: poll → decode → map → ask → encode → publish → commit, several micro-batches under way at a time.
+
+Answers leave in the order in which their messages were polled, so order is kept by partition and by key. At most
+`DEPTH` micro-batches are in memory; while they are, nothing is polled.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
-from foretell.core.errors import StreamError
-from foretell.streams.asking import Asker
+from foretell.core.errors import ForetellError, StateUnwritable, StreamError
+from foretell.streams.answering import Answered, Answerer
+from foretell.streams.answers import encode_refusal
 from foretell.streams.commit import Guarantee, Step, guarantee, steps
-from foretell.streams.json_format import encode_refusal
 from foretell.streams.message import Message, Record, Refusal, positions
+from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import Sink, Source, StreamReset, TransactionalSink
+from foretell.streams.protocol import Resume, Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
 
-MOST = 1024
-"""Messages of a micro-batch; at most two of these are in memory."""
+DEPTH = 4
+"""Micro-batches under way: one is published, two are with replicas, one is polled."""
+
+
+class Ends(NamedTuple):
+    """Where messages come from, where answers go, and where messages go that have none."""
+
+    source: Source
+    sink: Sink
+    dead: Sink
+
+
+class Memory(Protocol):
+    """State that is written together with positions. `open` goes back to what was written last."""
+
+    def open(self) -> Mapping[str, str]: ...
+
+    def commit(self, positions: Mapping[str, str]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Flight(NamedTuple):
+    """A micro-batch under way."""
+
+    messages: list[Message]
+    answered: "asyncio.Task[Answered]"
 
 
 class Processor:
-    """Takes messages of one source to one sink. A message alone does not wait; a full one is never larger than `most`.
+    """Takes messages from one source to one sink. A message alone does not wait for others.
 
     Ends at the end of the source, or after `stop` with what was begun committed.
     """
 
     def __init__(
-        self, source: Source, sink: Sink, dead: Sink, asker: Asker, progress: Progress, most: int = MOST
+        self,
+        ends: Ends,
+        answerer: Answerer,
+        pace: Pace,
+        progress: Progress,
+        state: Memory | None = None,
+        backoff: Backoff | None = None,
     ) -> None:
-        self._source = source
-        self._sink = sink
-        self._dead = dead
-        self._asker = asker
+        self._source, self._sink, self._dead = ends
+        self._answerer = answerer
+        self._pace = pace
         self._progress = progress
-        self._most = most
-        self._backoff = Backoff()
+        self._state = state
+        self._backoff = backoff or Backoff()
         self._stopping = asyncio.Event()
-        self._transaction = sink if isinstance(sink, TransactionalSink) and sink.joins(source) else None
-        self._steps = steps(self._transaction is not None)
+        sink = ends.sink
+        self._transaction = sink if isinstance(sink, TransactionalSink) and sink.joins(ends.source) else None
+        self._steps = steps(self._transaction is not None, state is not None)
+        self._flights: deque[Flight] = deque()
+        self._changed = asyncio.Condition()
+        self._committing = False
 
     @property
     def guarantee(self) -> Guarantee:
         """What this pair of ends promises of every answer."""
-        return guarantee(self._transaction is not None, bool(getattr(self._sink, "remembers", False)))
+        return guarantee(self._transaction is not None, self._sink.remembers)
 
     def stop(self) -> None:
         """Finish what was polled, commit it, and end."""
@@ -57,65 +97,157 @@ class Processor:
             except StreamReset as error:
                 if self._stopping.is_set():
                     return
-                self._progress.trouble = error.message
-                await asyncio.sleep(wait_s)
+                self._progress.fault(error.message)
+                await self._pause(wait_s)
 
     async def _once(self) -> None:
         """Open the ends, go on until the end, close them."""
         try:
-            held = await self._insist(self._sink.open)
+            answered = await self._insist(self._sink.open)
             await self._insist(self._dead.open)
-            await self._source.open(held)
-            await self._loop()
+            state = None if self._state is None else self._state.open()
+            await self._insist(lambda: self._source.open(Resume(answered, state)))
+            self._progress.opened()
+            await self._go()
         finally:
             for end in (self._source, self._sink, self._dead):
                 await end.close()
+            if self._state is not None:
+                self._state.close()
 
-    async def _loop(self) -> None:
-        polled = asyncio.ensure_future(self._source.poll(self._most))
+    async def _go(self) -> None:
+        """Feed and settle, until both have ended or one has failed."""
+        self._flights.clear()
+        self._committing = False
+        feeding, settling = asyncio.create_task(self._feed()), asyncio.create_task(self._settle_all())
         try:
-            while (messages := await polled) is not None:
-                ending = self._stopping.is_set()
-                if not ending:
-                    polled = asyncio.ensure_future(self._source.poll(self._most))
-                if messages:
-                    await self._step(messages)
-                if ending:
-                    break
+            await asyncio.wait((feeding, settling), return_when=asyncio.FIRST_EXCEPTION)
+            for task in (settling, feeding):
+                if task.done():
+                    task.result()
         finally:
-            await asyncio.wait([polled])  # a poll in a thread must not outlive the source
+            tasks = [feeding, settling, *(flight.answered for flight in self._flights)]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _step(self, messages: list[Message]) -> None:
-        records, refused = await self._asker.answer(messages)
-        ends = positions(messages)
+    async def _feed(self) -> None:
+        """Poll, and begin what was polled. The last flight has no messages: the end."""
+        messages: list[Message] | None = []
+        while messages is not None and not self._stopping.is_set():
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(self._flights) < DEPTH)
+            try:
+                messages = await self._insist(lambda: _unhurt(self._source.poll(self._pace.most)))
+            except StreamReset:
+                raise
+            except StreamError:  # it is to end: what was polled before is committed all the same
+                messages = None
+            if messages:
+                await self._begin(messages)
+        await self._begin([])
+
+    async def _begin(self, messages: list[Message]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._committing)
+            flight = Flight(messages, asyncio.create_task(self._answerer.answer(messages)))
+            self._flights.append(flight)
+            self._changed.notify_all()
+        if not self._answerer.pipelined:
+            await asyncio.wait((flight.answered,))
+
+    async def _settle_all(self) -> None:
+        """Take the steps of everything that is answered, the oldest first, as much at a time as there is."""
+        ended = False
+        while not ended:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._flights)
+            group = [self._flights[0]]
+            await asyncio.wait((group[0].answered,))
+            # State is one for all: what is committed is everything that was begun, so nothing is begun meanwhile.
+            self._committing = self._state is not None
+            for flight in list(self._flights)[1:]:
+                if self._committing:
+                    await asyncio.wait((flight.answered,))
+                elif not flight.answered.done():
+                    break
+                group.append(flight)
+            ended = not group[-1].messages
+            await self._settle(group)
+            async with self._changed:
+                for _ in group:
+                    self._flights.popleft()
+                self._committing = False
+                self._changed.notify_all()
+
+    async def _settle(self, group: Sequence[Flight]) -> None:
+        messages: list[Message] = []
+        records: list[Record] = []
+        refused: list[Refusal] = []
+        for flight in group:
+            answered = flight.answered.result()
+            messages += flight.messages
+            records += answered.records
+            refused += answered.refused
+        if not messages:
+            return
+        fresh = sum(not message.replayed for message in messages)
         for step in self._steps:
             if step is Step.DEAD_LETTERS:
                 await self._bury(refused)
             elif step is Step.PUBLISH:
-                await self._bury(await self._insist(lambda: self._sink.publish(records)))
+                await self._publish(records)
             elif step is Step.TRANSACT:
-                assert self._transaction is not None
-                await self._bury(await self._transaction.transact(records, self._source, ends))
-            else:
-                await self._insist(lambda: self._source.commit(ends))
-        self._progress.done(records, self._source.lag())
+                await self._transact(records, messages)
+            elif step is Step.COMMIT:
+                await self._insist(lambda: self._source.commit(messages))
+            elif self._state is not None:
+                await self._keep(self._state, positions(messages))
+        self._progress.done(records, fresh, self._source.lag())
+
+    async def _publish(self, records: list[Record]) -> None:
+        ours = [record for record in records if record.message.partition.held]
+        await self._bury(await self._insist(lambda: self._sink.publish(ours)))
+
+    async def _transact(self, records: list[Record], messages: list[Message]) -> None:
+        """What the sink refuses is buried before its position is committed, so it takes a transaction without it."""
+        transaction = self._transaction
+        while transaction is not None and messages:
+            refused = await transaction.transact(records, self._source, messages)
+            if not refused:
+                return
+            await self._bury(refused)
+            never = {id(refusal.message) for refusal in refused}
+            records = [record for record in records if id(record.message) not in never]
+
+    async def _keep(self, state: Memory, ends: Mapping[str, str]) -> None:
+        for wait_s in self._backoff.waits():
+            try:
+                state.commit(ends)
+                return
+            except StateUnwritable as error:
+                if self._stopping.is_set():
+                    raise
+                self._progress.fault(error.message)
+                await self._pause(wait_s)
 
     async def _bury(self, refused: Sequence[Refusal]) -> None:
         """Publish dead letters. A dead-letter sink that refuses one ends the processor: it must not be lost."""
-        if not refused:
+        ours = [refusal for refusal in refused if refusal.message.partition.held and not refusal.message.replayed]
+        if not ours:
             return
-        letters = [Record(encode_refusal(refusal), refusal.message) for refusal in refused]
+        letters = [encode_refusal(refusal) for refusal in ours]
         rejected = await self._insist(lambda: self._dead.publish(letters))
         if rejected:
             message = rejected[0].message
-            raise StreamError(
-                f"the dead-letter sink refuses {message.partition} at {message.position}: {rejected[0].reason}."
+            raise ForetellError(
+                f"the dead-letter sink refuses {message.partition.name} at {message.position}: {rejected[0].reason}."
                 " Name another with --dead-letter"
             )
-        self._progress.dead += len(refused)
+        self._progress.buried(len(ours))
 
     async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Try again while an end is away; what waits meanwhile is two micro-batches at most."""
+        """Try again while an end is away; what waits meanwhile is bounded by `DEPTH`."""
         for wait_s in self._backoff.waits():
             try:
                 return await action()
@@ -124,6 +256,22 @@ class Processor:
             except StreamError as error:
                 if self._stopping.is_set():
                     raise
-                self._progress.trouble = error.message
-                await asyncio.sleep(wait_s)
+                self._progress.fault(error.message)
+                await self._pause(wait_s)
         raise AssertionError("waits() never ends")
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not once it is to end."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            pass
+
+
+async def _unhurt(polling: Awaitable[T]) -> T:
+    """A poll that runs in a thread must not outlive its source: a cancelled caller waits for it."""
+    task = asyncio.ensure_future(polling)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await asyncio.wait((task,))

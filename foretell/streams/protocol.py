@@ -1,29 +1,59 @@
 """What an end of a stream must be able to do. A broker is one file with classes of these shapes and two functions,
-`open_source(url)` and `open_sink(url)`; `ends.py` finds it by the scheme of its URL.
+`make_source(url)` and `make_sink(url)`; `ends.py` finds it by the scheme of its URL.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import msgspec
+
 from foretell.core.errors import StreamError
-from foretell.streams.message import Message, Record, Refusal
+from foretell.streams.message import Message, Record, Refusal, later, order
 
 
 class StreamReset(StreamError):
     """What was polled and not committed is void: open the ends again and go on behind the last commit."""
 
 
-class Source(Protocol):
-    """Where messages come from. Remembers committed positions if it can; what was not committed comes again."""
+class Resume(msgspec.Struct, frozen=True):
+    """What is known of the past of each partition, by its name, when a source opens.
 
-    async def open(self, held: Mapping[str, str]) -> None:
-        """Begin where the last commit ended, or where `held` says, which state or sink have."""
+    `answered`: up to where the sink holds answers, if it can tell. `state`: up to where the state has come, None without
+    state. State that is behind the answers catches up: messages in between are read again and not answered again.
+    """
+
+    answered: Mapping[str, str] = {}
+    state: Mapping[str, str] | None = None
+
+    def done(self, partition: str, committed: str | None) -> str | None:
+        """Up to where messages are answered, given what the source remembers; None: none is."""
+        return later(committed, self.answered.get(partition))
+
+    def start(self, partition: str, committed: str | None) -> str | None:
+        """Where to begin to read; None: at the beginning. State of a partition that was never here begins there, too."""
+        if self.state is None:
+            return self.done(partition, committed)
+        return self.state.get(partition)
+
+
+def is_replayed(position: str, done: str | None) -> bool:
+    """Whether the message at `position` was answered before."""
+    return done is not None and order(position) < order(done)
+
+
+class Source(Protocol):
+    """Where messages come from. Remembers what was committed if it can; what was not committed comes again."""
+
+    async def open(self, resume: Resume) -> None:
+        """Begin where `resume` says. Raises `StreamError` where a retry may help."""
 
     async def poll(self, most: int) -> list[Message] | None:
         """What is there, at most so many, in order of each partition; waits a moment for one. None: the end."""
 
-    async def commit(self, positions: Mapping[str, str]) -> None:
-        """Everything before these positions is done."""
+    async def commit(self, messages: Sequence[Message]) -> None:
+        """All of these are done, in the order in which they were polled. Nothing of partitions that are not held is
+        committed; with state that is a `StreamReset`, for the state has gone on. Replayed ones change nothing.
+        """
 
     def lag(self) -> int:
         """How much is waiting behind what was polled, in the source's own unit; -1 where it cannot say."""
@@ -32,10 +62,13 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Where answers go."""
+    """Where answers go. `remembers`: it can tell what it holds, or drops what comes again under the same key."""
+
+    @property
+    def remembers(self) -> bool: ...
 
     async def open(self) -> Mapping[str, str]:
-        """Raises where it cannot be written. Returns positions of the source whose answers it holds, if it can tell."""
+        """Raises where it cannot be written. Returns up to where it holds answers of each partition, if it can tell."""
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
         """Returns when all are safe but those that it never takes. Raises `StreamError` where a retry may help."""
@@ -48,7 +81,10 @@ class TransactionalSink(Protocol):
     """A sink that commits the positions of its source together with the answers."""
 
     def joins(self, source: Source) -> bool:
-        """Whether it can do that for `source`."""
+        """Whether it can do that for `source`. Asked once, before `open`."""
 
-    async def transact(self, records: Sequence[Record], source: Source, positions: Mapping[str, str]) -> list[Refusal]:
-        """All records and positions, or nothing."""
+    async def transact(self, records: Sequence[Record], source: Source, messages: Sequence[Message]) -> list[Refusal]:
+        """The records, and that `messages` are done (see `Source.commit`): all of it or nothing. What is of partitions
+        that are not held is left out. Returns records that it never takes; then nothing was written. Raises
+        `StreamReset` where nothing was written and the ends have to be opened anew.
+        """

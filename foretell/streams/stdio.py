@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from foretell.core.errors import ConfigError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Record, Refusal
+from foretell.streams.message import Message, Partition, Record, Refusal
+from foretell.streams.protocol import Resume
 
 WAIT_S = 0.1
 CHUNK = 2**18
@@ -19,12 +20,13 @@ class StdinSource:
     """Lines of standard input. A pipe cannot be read twice: what was under way at a kill is lost, and only then."""
 
     def __init__(self) -> None:
+        self._partition = Partition("stdin")
         self._rest = b""
         self._lines: list[bytes] = []
         self._number = 0
         self._ended = False
 
-    async def open(self, held: Mapping[str, str]) -> None:
+    async def open(self, resume: Resume) -> None:
         """Nothing to do."""
 
     async def poll(self, most: int) -> list[Message] | None:
@@ -39,7 +41,7 @@ class StdinSource:
         for line in taken:
             self._number += 1
             if line.strip():
-                messages.append(Message(line, b"", "stdin", str(self._number), str(self._number + 1), now))
+                messages.append(Message(line, b"", self._partition, str(self._number), str(self._number + 1), now))
         return messages
 
     def _read(self) -> None:
@@ -51,7 +53,7 @@ class StdinSource:
         self._rest = lines.pop() if data else b""
         self._lines += lines
 
-    async def commit(self, positions: Mapping[str, str]) -> None:
+    async def commit(self, messages: Sequence[Message]) -> None:
         """A pipe remembers nothing."""
 
     def lag(self) -> int:
@@ -64,6 +66,8 @@ class StdinSource:
 
 class StdoutSink:
     """A line for each answer. At least once: a reader that goes away ends the stream."""
+
+    remembers = False
 
     async def open(self) -> Mapping[str, str]:
         """What was written before cannot be known."""
@@ -80,6 +84,8 @@ class StdoutSink:
 
 class NullSink:
     """Takes everything, keeps nothing."""
+
+    remembers = True
 
     async def open(self) -> Mapping[str, str]:
         """It holds nothing."""
