@@ -1,9 +1,9 @@
 """Streams: a plane of their own around the model, without a server. Composes store, plane and the streams room."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 
@@ -11,7 +11,7 @@ from foretell.app.config import Config, ObservationSettings
 from foretell.app.deployments import deployment_spec, generation_settings
 from foretell.app.telemetry import Telemetry
 from foretell.core.column_map import ColumnMap, parse_column_map
-from foretell.core.errors import ConfigError, Unsupported
+from foretell.core.errors import ConfigError, Unsupported, did_you_mean
 from foretell.core.reference import parse_reference
 from foretell.core.settings import CacheSettings
 from foretell.core.tensor import Signature
@@ -21,20 +21,19 @@ from foretell.store.package import Package
 from foretell.store.store import Store
 from foretell.streams.answering import MOST_BYTES, Answerer, Plain, Reading
 from foretell.streams.asking import Asker
-from foretell.streams.ends import open_sink, open_source, scheme_of
-from foretell.streams.formats import open_format
-from foretell.streams.metrics import StreamMetrics
+from foretell.streams.bytes_format import FIELD
+from foretell.streams.ends import open_sink, open_source, parse_end, scheme_of
+from foretell.streams.formats import FormatName, open_format
 from foretell.streams.pace import MOST, Pace
 from foretell.streams.processor import Ends, Processor
 from foretell.streams.progress import Progress
 from foretell.streams.recurrent import Recurrent
-from foretell.streams.rows import Columns, fields_of
+from foretell.streams.rows import Columns, Format, fields_of
 from foretell.streams.state import CACHE_BYTES, StateStore
 from foretell.streams.stateful import Making, Stateful
+from foretell.streams.table import Kind
 from foretell.streams.transform import Transform
 from foretell.streams.watermark import Watermark
-
-FormatName = Literal["json", "bytes", "avro", "protobuf"]
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -43,6 +42,21 @@ class Route(msgspec.Struct, frozen=True):
     source: str
     sink: str
     dead_letter: str
+
+    def of_worker(self, number: int) -> "Route":
+        """The route of one of several workers: a file of dead letters is each one's own."""
+        end = parse_end(self.dead_letter)
+        if end.scheme != "file":
+            return self
+        path = Path(end.host + end.path)
+        return msgspec.structs.replace(self, dead_letter=str(path.with_name(f"{path.stem}.{number}{path.suffix}")))
+
+    def check_shared(self) -> None:
+        """Raises `ConfigError` where several workers cannot share the source and the sink."""
+        if not scheme_of(self.source).groups:
+            raise ConfigError(f'"{self.source}" has one reader; several workers need a source that shares itself out')
+        if parse_end(self.sink).scheme in ("file", "std"):
+            raise ConfigError(f'"{self.sink}" has one writer; several workers need a sink that takes answers of all')
 
 
 class Reads(msgspec.Struct, frozen=True):
@@ -85,7 +99,6 @@ class StreamService:
 
     def __init__(self, config: Config, store: Store, spec: StreamSpec, launch: Launcher = LocalProcess) -> None:
         self.progress = Progress()
-        self.guarantee = ""
         self._config = config
         self._store = store
         self._spec = spec
@@ -113,21 +126,20 @@ class StreamService:
         asker = Asker(self._plane, parse_reference(str(info)), signature, pace)
         answerer = make_answerer(spec, signature, asker, self._config.server.trust_code, self.progress)
         memory = answerer if isinstance(answerer, Stateful) else None
-        processor = Processor(ends, answerer, pace, self.progress, memory)
-        self.guarantee = processor.guarantee
+        self._processor = Processor(ends, answerer, pace, self.progress, memory)
         self._telemetry.start()
         try:
             await self._deploy(info.name, str(info.number), package)
-            self._processor = processor
             if not self._stopped:
-                await processor.run()
+                await self._processor.run()
         finally:
             await self._plane.close(0.0)
             await asyncio.to_thread(self._telemetry.close)
 
-    def metrics(self) -> StreamMetrics:
-        """For /metrics."""
-        return StreamMetrics(self.progress, self._spec.model)
+    @property
+    def guarantee(self) -> str:
+        """What this stream promises, once it is known."""
+        return "" if self._processor is None else self._processor.guarantee
 
     async def _deploy(self, name: str, version: str, package: Package) -> None:
         """As it is served, but nothing is cached, timed out or refused for want of room."""
@@ -141,9 +153,47 @@ def make_answerer(
 ) -> Answerer:
     """How messages become answers. Raises `ConfigError` or `InvalidInput` where that does not fit the model."""
     reads, keeps = spec.reads, spec.keeps
-    columns = parse_column_map(reads.columns)
-    if not keeps.any:
-        fields = fields_of(signature, columns)
-        form = open_format(reads.format, reads.schema, [*fields, *([reads.key] if reads.key else [])])
-        return Plain(asker, Reading(form, reads.key, reads.most_bytes), Columns(form, signature, _sole(columns, reads, signature)))
-    return _stateful(spec, signature, asker, trust_code, progress)
+    feeds = parse_column_map(reads.columns)
+    if reads.format == "bytes" and not feeds.feeds and len(signature.inputs) == 1:
+        feeds = ColumnMap({signature.inputs[0].name: (FIELD,)})
+    transform = Transform.load(keeps.transform, trust_code) if keeps.transform else None
+    recurrent = Recurrent(keeps.recurrent, signature) if keeps.recurrent else None
+    if transform is not None and feeds.feeds:
+        raise ConfigError("--map and --state both say what feeds the model; let transform.py return the inputs")
+    if keeps.time and not keeps.any:
+        raise ConfigError("--time says when an event happened, which only --state and --recurrent ask")
+    fed = recurrent.inputs if recurrent is not None else frozenset()
+    plain = Signature(tuple(each for each in signature.inputs if each.name not in fed), signature.outputs)
+    read = () if transform else (*fields_of(plain, feeds), *filter(None, (reads.key, keeps.time)))
+    form = open_format(reads.format, reads.schema, read)
+    check_fields(form, reads.key, keeps.time)
+    reading = Reading(form, reads.key, reads.most_bytes)
+    columns = None if transform else Columns(form, signature, feeds, fed)
+    if columns is not None and recurrent is None:
+        return Plain(asker, reading, columns)
+    making = Making(transform, columns, recurrent, keeps.time)
+    return Stateful(asker, reading, making, signature, _store_opener(keeps, transform, recurrent), progress.untimely)
+
+
+def check_fields(form: Format, *names: str) -> None:
+    """Raises `ConfigError` where a schema lacks a field that messages are to have; "" is none."""
+    for name in filter(None, names):
+        if form.fields and name not in form.fields:
+            raise ConfigError(f'a message has no field "{name}". {did_you_mean(name, form.fields)}')
+
+
+def _store_opener(keeps: Keeps, transform: Transform | None, recurrent: Recurrent | None) -> Callable[[], StateStore]:
+    kinds: dict[str, Kind] = {}
+    version = hashlib.sha256("\n".join(keeps.recurrent).encode()).hexdigest()
+    if transform is not None:
+        kinds |= transform.kinds
+        version = transform.version if recurrent is None else f"{transform.version}+{version}"
+    if recurrent is not None:
+        kinds |= recurrent.kinds
+    rule = transform.watermark if transform is not None else Watermark()
+    reset = [keeps.reset]  # once: what the stream wrote since must survive that its ends are opened anew
+
+    def open_store() -> StateStore:
+        return StateStore.open(keeps.file, version, kinds, rule, keeps.cache_bytes, reset.pop() if reset else False)
+
+    return open_store

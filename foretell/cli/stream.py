@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,14 +10,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
 
-from foretell.app.config import load_config
+from foretell.app.config import Config, load_config
 from foretell.app.packages import open_store
-from foretell.app.streams import FormatName, StreamService, StreamSpec
-from foretell.cli.options import DatabaseUrl, StoreUrl
-from foretell.streams.progress import Progress
+from foretell.app.streams import Keeps, Reads, Route, StreamService, StreamSpec
+from foretell.cli.options import DatabaseUrl, StoreUrl, TrustCode
+from foretell.cli.stream_view import View, serve_metrics, told
+from foretell.cli.stream_workers import Workers, report_to
+from foretell.store.store import Store
+from foretell.streams.answering import MOST_BYTES
+from foretell.streams.formats import FormatName
+from foretell.streams.pace import MOST
 from foretell.telemetry.log import setup_logging
 
 if sys.platform == "win32":
@@ -24,8 +28,8 @@ if sys.platform == "win32":
 else:
     from uvloop import new_event_loop
 
-From = Annotated[str, typer.Option("--from", metavar="SOURCE", help="kafka://host/topic?group=g, a path, or -.")]
-To = Annotated[str, typer.Option("--to", metavar="SINK", help="kafka://host/topic, a path, -, or null://.")]
+From = Annotated[str, typer.Option("--from", metavar="SOURCE", help="kafka://HOST/TOPIC?group=G, a path, or -.")]
+To = Annotated[str, typer.Option("--to", metavar="SINK", help="kafka://HOST/TOPIC, a path, -, or null://.")]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="FIELD=INPUT", help="Which field feeds an input; a,b,c=INPUT joins several."),
@@ -35,7 +39,26 @@ DeadLetter = Annotated[
     str, typer.Option(metavar="SINK", help="Where messages go that cannot be answered, with the reason.")
 ]
 Form = Annotated[FormatName, typer.Option("--format", help="Form of the messages.")]
+Schema = Annotated[str, typer.Option(metavar="FILE[#MESSAGE]", help="Of Avro or Protobuf messages.")]
+MostBytes = Annotated[int, typer.Option(min=1, metavar="N", help="Bytes of the largest message that is taken.")]
 Most = Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Most messages of a micro-batch.")]
+StateCode = Annotated[
+    str, typer.Option("--state", metavar="FILE", help="transform.py: inputs from events and windows over their key.")
+]
+Loops = Annotated[
+    list[str] | None,
+    typer.Option("--recurrent", metavar="INPUT=OUTPUT", help="An input that is the output of the key's last message."),
+]
+Time = Annotated[
+    str, typer.Option(metavar="FIELD", help="The field that says when an event was.", show_default="the source's")
+]
+StateFile = Annotated[
+    str, typer.Option(metavar="FILE", help="Where state is kept.", show_default="beside the transform")
+]
+Reset = Annotated[bool, typer.Option("--reset-state", help="Begin with empty state; the old file is moved aside.")]
+WorkerCount = Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes that share the source.")]
+Worker = Annotated[int, typer.Option("--worker", hidden=True)]
+Metrics = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where Prometheus finds /metrics.", show_default="no")]
 ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="foretell.toml: settings of the model.")]
 
 
@@ -43,56 +66,86 @@ def run(
     model: Annotated[str, typer.Argument(metavar="REF", help="A model of the store.")],
     source: From,
     sink: To,
-    dead_letter: DeadLetter,
+    dead_letter: DeadLetter = "dead-letters.jsonl",
     columns: Columns = None,
     key: Key = "",
     form: Form = "json",
-    most: Most = 1024,
+    schema: Schema = "",
+    most_bytes: MostBytes = MOST_BYTES,
+    state: StateCode = "",
+    recurrent: Loops = None,
+    event_time: Time = "",
+    state_file: StateFile = "",
+    reset_state: Reset = False,
+    workers: WorkerCount = 1,
+    worker: Worker = -1,
+    most: Most = MOST,
+    metrics: Metrics = "",
     config: ConfigFile = None,
     store: StoreUrl = "",
     database: DatabaseUrl = "",
+    trust_code: TrustCode = False,
 ) -> None:
     """Run a model on a stream: every message is answered, or ends as a dead letter with the reason.
 
     Ctrl-C commits what was begun and ends. Which guarantee a pair of ends has: docs/streams.md.
     """
     setup_logging("warning")
-    spec = StreamSpec(model, source, sink, dead_letter, columns or (), key, form, most)
-    service = StreamService(load_config(config), open_store(store, database), spec)
+    route = Route(source, sink, dead_letter)
+    kept = state_file or (str(Path(state).with_suffix(".state")) if state else f"{model.partition('@')[0]}.state")
+    if workers > 1:
+        route.check_shared()
+        asyncio.run(_run_workers(workers, route, metrics, model))
+        return
+    if worker >= 0:
+        route, kept = route.of_worker(worker), f"{kept}.{worker}"
+    spec = StreamSpec(
+        model,
+        route,
+        Reads(form, schema, columns or (), key, most_bytes),
+        Keeps(state, recurrent or (), event_time, kept, reset_state),
+        most,
+    )
+    settings = load_config(config, {"server": {"trust_code": trust_code or None}})
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_until_stopped(service))
-    print(told(service.progress), file=sys.stderr)
+        runner.run(_run_one(settings, open_store(store, database), spec, worker, metrics))
 
 
-async def _until_stopped(service: StreamService) -> None:
+async def _run_one(config: Config, store: Store, spec: StreamSpec, worker: int, metrics: str) -> None:
+    service = StreamService(config, store, spec)
+    _on_signals(service.stop)
+    read = service.progress.counts
+    if worker >= 0:
+        async with report_to(sys.stdout, read):
+            await service.run()
+        return
+    with serve_metrics(metrics, read, spec.model):
+        async with View(read, lambda: service.guarantee, spec.route.source, spec.route.sink):
+            await service.run()
+    print(told(read()), file=sys.stderr)
+
+
+async def _run_workers(count: int, route: Route, metrics: str, model: str) -> None:
+    workers = Workers(count, sys.argv[1:])
+    _on_signals(workers.stop)
+    with serve_metrics(metrics, workers.counts, model):
+        async with View(workers.counts, lambda: f"{count} workers", route.source, route.sink):
+            await workers.run()
+    print(told(workers.counts()), file=sys.stderr)
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    """The first SIGINT or SIGTERM stops in order, the second at once."""
+    asked = False
+
+    def heard() -> None:
+        nonlocal asked
+        if asked:
+            os._exit(130)
+        asked = True
+        stop()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, service.stop)
-    view = asyncio.ensure_future(_show(service.progress))
-    try:
-        await service.run()
-    finally:
-        view.cancel()
-        await asyncio.wait([view])
-
-
-async def _show(progress: Progress) -> None:
-    """A line that stays current on standard error; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return
-    with Live(console=console, transient=True) as live:
-        while True:
-            live.update(told(progress))
-            await asyncio.sleep(0.25)
-
-
-def told(progress: Progress) -> str:
-    """Answers, throughput, latency, lag and dead letters in a line."""
-    p50, p99 = progress.latency_ms(50, 99)
-    words = [f"{progress.answered:,} answers", f"{progress.per_s():,.0f}/s", f"p50 {p50:.0f} ms", f"p99 {p99:.0f} ms"]
-    if progress.lag >= 0:
-        words.append(f"lag {progress.lag:,}")
-    words.append(f"{progress.dead:,} dead letters")
-    return ", ".join(words) + (f" ({progress.trouble})" if progress.trouble else "")
+            loop.add_signal_handler(number, heard)

@@ -131,7 +131,7 @@ class StateUnwritable(StateError):
 
 
 class StreamError(ForetellError):
-    """An end of a stream cannot be reached or does not answer; it is tried again, and nothing is committed meanwhile."""
+    """An end of a stream cannot be reached or does not answer; it is tried again; nothing is committed meanwhile."""
 
     http_status = 503
     grpc_code = "UNAVAILABLE"

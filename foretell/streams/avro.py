@@ -40,7 +40,9 @@ class AvroFormat:
         try:
             row = fastavro.schemaless_reader(stream, self._schema, None)
         except Exception as error:  # fastavro raises whatever its reader met
-            raise InvalidInput(f"not the Avro record that the schema describes: {type(error).__name__} {error}") from None
+            raise InvalidInput(
+                f"not the Avro record that the schema describes: {type(error).__name__} {error}"
+            ) from None
         if stream.tell() != len(value):
             raise InvalidInput(f"{len(value) - stream.tell()} bytes are left after the Avro record: another schema?")
         return row

@@ -58,9 +58,7 @@ class KafkaSource:
         self._resume, self._closing, self._open = resume, False, 0
         self._partitions, self._done, self._next = {}, {}, {}
         self._consumer = Consumer({**self.settings, "error_cb": self._failed})
-        self._consumer.subscribe(
-            self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
-        )
+        self._consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
 
     async def poll(self, most: int) -> list[Message] | None:
         """What librdkafka has fetched; it fetches ahead, up to its `queued.max.messages.kbytes`."""
@@ -298,7 +296,7 @@ class KafkaSink:
             if error is not None:
                 failed[item.value()] = error
 
-        left = [{"value": record.value, "key": record.message.key or None} for record in records]
+        left: list[dict[str, Any]] = [{"value": r.value, "key": r.message.key or None} for r in records]
         while left:
             self._producer.produce_batch(self._topic, left, on_delivery=delivered)
             refused = [item for item in left if "_error" in item]

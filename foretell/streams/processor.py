@@ -7,7 +7,7 @@ Answers leave in the order in which their messages were polled, so order is kept
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from foretell.core.errors import ForetellError, StateUnwritable, StreamError
 from foretell.streams.answering import Answered, Answerer
@@ -126,7 +126,7 @@ class Processor:
                 if task.done():
                     task.result()
         finally:
-            tasks = [feeding, settling, *(flight.answered for flight in self._flights)]
+            tasks: list[asyncio.Task[Any]] = [feeding, settling, *(flight.answered for flight in self._flights)]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -191,7 +191,6 @@ class Processor:
             refused += answered.refused
         if not messages:
             return
-        fresh = sum(not message.replayed for message in messages)
         for step in self._steps:
             if step is Step.DEAD_LETTERS:
                 await self._bury(refused)
@@ -203,7 +202,7 @@ class Processor:
                 await self._insist(lambda: self._source.commit(messages))
             elif self._state is not None:
                 await self._keep(self._state, positions(messages))
-        self._progress.done(records, fresh, self._source.lag())
+        self._progress.done(records, self._source.lag())
 
     async def _publish(self, records: list[Record]) -> None:
         ours = [record for record in records if record.message.partition.held]

@@ -1,4 +1,4 @@
-"""Protobuf messages by a schema file: a descriptor set, as `protoc --descriptor_set_out` writes it, or a .proto file."""
+"""Protobuf messages by a schema file: a descriptor set, as `protoc --descriptor_set_out` writes it, or a .proto."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class ProtobufFormat:
         pool = descriptor_pool.DescriptorPool()
         try:
             for file in files.file:
-                pool.Add(file)  # type: ignore[no-untyped-call]
+                pool.Add(file)
         except TypeError as error:
             raise ConfigError(f'"{schema}" is no complete descriptor set: {error}. Pass --include_imports') from None
         known = [f"{file.package}.{m.name}".lstrip(".") for file in files.file[-1:] for m in file.message_type]

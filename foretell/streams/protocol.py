@@ -18,8 +18,8 @@ class StreamReset(StreamError):
 class Resume(msgspec.Struct, frozen=True):
     """What is known of the past of each partition, by its name, when a source opens.
 
-    `answered`: up to where the sink holds answers, if it can tell. `state`: up to where the state has come, None without
-    state. State that is behind the answers catches up: messages in between are read again and not answered again.
+    `answered`: up to where the sink holds answers, if it can tell. `state`: up to where the state has come, None
+    without state. State that is behind the answers catches up: messages in between are read again, not answered again.
     """
 
     answered: Mapping[str, str] = {}
@@ -30,7 +30,7 @@ class Resume(msgspec.Struct, frozen=True):
         return later(committed, self.answered.get(partition))
 
     def start(self, partition: str, committed: str | None) -> str | None:
-        """Where to begin to read; None: at the beginning. State of a partition that was never here begins there, too."""
+        """Where to begin to read; None: at the beginning. There begins state of a partition that is new here."""
         if self.state is None:
             return self.done(partition, committed)
         return self.state.get(partition)

@@ -83,9 +83,7 @@ class Columns:
     a format that knows its fields lacks one. Inputs of `without` come from elsewhere.
     """
 
-    def __init__(
-        self, form: Format, signature: Signature, columns: ColumnMap, without: Collection[str] = ()
-    ) -> None:
+    def __init__(self, form: Format, signature: Signature, columns: ColumnMap, without: Collection[str] = ()) -> None:
         wanted = Signature(tuple(spec for spec in signature.inputs if spec.name not in without), signature.outputs)
         known = form.fields or fields_of(wanted, columns)
         self._feeds = columns.complete(wanted, list(known)).feeds

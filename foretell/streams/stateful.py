@@ -44,6 +44,12 @@ class Question(NamedTuple):
             {name: array[places] for name, array in self.inputs.items()},
         )
 
+    def fresh(self) -> "Question":
+        """Those that were not answered before."""
+        if not any(message.replayed for message in self.messages):
+            return self
+        return self.of([at for at, message in enumerate(self.messages) if not message.replayed])
+
 
 class Making(NamedTuple):
     """How events become inputs: by `transform`, or as they are by `columns`; `recurrent` adds what the model left."""
@@ -124,24 +130,32 @@ class Stateful:
         features = transform.run(self._opened, partition.name, keys, times, marks, events)
         refused += [Refusal(messages[at], error.message) for at, error in features.failed.items()]
         self._told(len(features.late), len(features.ahead))
-        return question.of(features.kept)._replace(inputs=features.inputs)
+        kept = question if not features.failed else question.of(features.kept)
+        return kept._replace(inputs=features.inputs)
 
     def _timed(
         self, messages: list[Message], rows: list[Any], refused: list[Refusal]
     ) -> tuple[list[Message], list[Any], Times]:
         if not self._making.time:
             return messages, rows, np.fromiter((message.time for message in messages), np.int64, len(messages))
-        times, wrong = event_times(self._reading.form.column(rows, self._making.time))
+        times, wrong = event_times(self._clock_values(rows))
         if not wrong:
             return messages, rows, times
         refused += [Refusal(messages[at], error.message) for at, error in wrong.items()]
         good = [at for at in range(len(messages)) if at not in wrong]
         return [messages[at] for at in good], [rows[at] for at in good], times[good]
 
+    def _clock_values(self, rows: list[Any]) -> list[Any]:
+        """None for an event without the field, which is no time."""
+        form, name = self._reading.form, self._making.time
+        try:
+            return form.column(rows, name)
+        except InvalidInput:
+            return [form.event(row).get(name) for row in rows]
+
     async def _at_once(self, questions: list[Question], refused: list[Refusal]) -> Answered:
         """All partitions in one request; without those that were answered before."""
-        fresh = [question.of([at for at, m in enumerate(question.messages) if not m.replayed]) for question in questions]
-        fresh = [question for question in fresh if question.messages]
+        fresh = [question for each in questions if (question := each.fresh()).messages]
         if not fresh:
             return Answered([], refused)
         messages = [message for question in fresh for message in question.messages]
