@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from state_world import event, feed, load, opened, plainly, same
 
 from foretell.core.errors import StateError
 from foretell.streams import table as table_module
 from foretell.streams.watermark import NEVER
+from tests.streams.state_world import event, feed, load, opened, plainly, same
 
 KEYS = [b"a", b"b", b"c", b"d", b"e"]
 EVENTS = st.lists(

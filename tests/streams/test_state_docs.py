@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from state_world import event, load, opened, run
 
 from tests.repo.repository import ROOT
+from tests.streams.state_world import event, load, opened, run
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/state.md").read_text(), re.MULTILINE | re.DOTALL)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from state_world import BATCH, ONE, WINDOWS, event, feed, load, opened, plainly, run, same
 
 from foretell.core.errors import ConfigError, ModelFailed, PackageError, UntrustedCode
 from foretell.streams.transform import Transform
+from tests.streams.state_world import BATCH, ONE, WINDOWS, event, feed, load, opened, plainly, run, same
 
 STEPS = st.lists(st.tuples(st.sampled_from([b"a", b"b"]), st.integers(-40, 60)), min_size=1, max_size=40)
 

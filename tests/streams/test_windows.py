@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from window_reference import SessionReference, SlidingReference, ewma_of, numbers_of, streams
 
 from foretell.core.errors import ConfigError
 from foretell.streams.watermark import NEVER
 from foretell.streams.windows import session, sliding, tumbling
+from tests.streams.window_reference import SessionReference, SlidingReference, ewma_of, numbers_of, streams
 
 NUMBERS = streams(st.integers(-1000, 1000))
 WORDS = streams(st.sampled_from(["x", "y", "z", "1", 1, 1.0, 2.5, b"x"]))
