@@ -127,14 +127,15 @@ class Bench:
         try:
             watch.until(count, 120.0, lambda: process.process.poll() is None)
             rss = sum(each.memory_info().rss for each in process.tree()) / 2**20
+            rate = watch.rate(count)
         except RuntimeError as error:
-            raise Unavailable(f"{processor.name}: {error}: {process.tail()}") from None
+            raise Unavailable(f"{error}: {process.tail()}") from None
         finally:
             process.stop()
         if processor.exact:
             self.check(processor.name, watch.answers(count)[:count] if processor.share == 1.0 else watch.answers(1))
         watch.close()
-        return Turn(watch.rate(count), rss)
+        return Turn(rate, rss)
 
     def check(self, name: str, answers: list[dict]) -> None:
         """The answers are the model's; where all were waited for, each came."""
@@ -151,9 +152,13 @@ def stream(bench: Bench, sink: str, group: str, *more: str) -> list[str]:
     return [*FORETELL, "stream", bench.model.name, *ends, "--dead-letter", str(bench.folder / "dead.jsonl"), *more]
 
 
+def workers(bench: Bench, sink: str, group: str) -> list[str]:
+    return stream(bench, sink, group, "--workers", str(os.cpu_count() or 1))
+
+
 def stateful(bench: Bench, sink: str, group: str) -> list[str]:
     file = str(bench.folder / f"{group}.state")
-    flags = ["--state", str(bench.transform), "--state-file", file, "--state-cache", "512", "--trust-code"]
+    flags = ["--state", str(bench.transform), "--state-file", file, "--state-cache", "1024", "--trust-code"]
     return stream(bench, sink, group, *flags)
 
 
@@ -176,11 +181,13 @@ def quixstreams(guarantee: str) -> Callable[[Bench, str, str], list[str]]:
 
 
 FORETELL_NAME = "foretell"
+WORKERS = "foretell, a worker a core"
 STATEFUL = "foretell, a million keys"
 CEILING = "in-process onnxruntime"
 COPY = "copy, no model"
 PROCESSORS = [
     Processor(FORETELL_NAME, stream),
+    Processor(WORKERS, workers),
     Processor(STATEFUL, stateful, exact=False, stateful=True),
     Processor(COPY, loop("copy"), exact=False),
     Processor("plain loop", loop("predict"), 0.2),
@@ -188,6 +195,7 @@ PROCESSORS = [
     Processor("quixstreams, exactly once", quixstreams("exactly-once"), 0.2),
 ]
 GOALS = [
+    (WORKERS, CEILING, 0.7),
     (FORETELL_NAME, CEILING, 0.7),
     (FORETELL_NAME, "plain loop", 1.0),
     (FORETELL_NAME, "quixstreams", 1.0),

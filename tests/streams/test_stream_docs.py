@@ -20,7 +20,10 @@ from tests.repo.repository import ROOT, markdown_tables
 from tests.streams.conftest import lines
 
 PAGE = ROOT / "docs/streams.md"
-EVENTS = [{"amount": 12.5, "hour": 9, "card": "c1", "at": 0}, {"amount": 2.5, "hour": 9, "card": "c1", "at": 60_000}]
+EVENTS = [
+    {"amount": 12.5, "hour": 9, "card": "c1", "at": 1_700_000_000},
+    {"amount": 2.5, "hour": 9, "card": "c1", "at": 1_700_000_060},
+]
 
 
 def blocks(language: str) -> list[str]:
