@@ -19,7 +19,16 @@ from foretell.batch.report import NAMES, Report, make_report, render_html, rende
 from foretell.batch.run import JobRun, Progress, leave
 from foretell.batch.scoring import RowScorer, Scorer
 from foretell.batch.source import Source
-from foretell.batch.spec import JobSpec, Plan, check_same, check_unchanged, decode_plan, decode_spec, encode
+from foretell.batch.spec import (
+    JobSpec,
+    Plan,
+    check_no_calls,
+    check_same,
+    check_unchanged,
+    decode_plan,
+    decode_spec,
+    encode,
+)
 from foretell.core.errors import PackageError
 from foretell.core.observation import Observation
 from foretell.core.reference import Reference, parse_reference
@@ -71,6 +80,7 @@ class BatchService:
         self, job: JobInfo, source: Source, tell: Callable[[Progress], None] = lambda progress: None
     ) -> Report:
         """Claim a job and bring it to its end. Raises why it could not; then it can be resumed."""
+        check_no_calls(job.id, decode_spec(job.spec))
         jobs, owner = self._store.jobs, this_process()
         claimed = await asyncio.to_thread(jobs.claim, job.id, owner, time.time(), gone)
         claimed = msgspec.structs.replace(claimed, spec=job.spec)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from foretell.batch import run as running
 from foretell.batch.report import Report, lines
 from foretell.batch.source import Source
 from foretell.cli.console import print_table
+from foretell.cli.signals import on_interrupt
 from foretell.report.units import dollars, seconds
 from foretell.store.job import JobInfo
 from foretell.store.store import Store
@@ -51,11 +51,8 @@ async def _until_interrupted(
     config: Config, store: Store, job: JobInfo, source: Source, tell: Callable[[running.Progress], None]
 ) -> Report:
     task = asyncio.ensure_future(BatchService(config, store).run(job, source, tell))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, task.cancel)
-    return await task
+    with on_interrupt(task.cancel):
+        return await task
 
 
 def show_report(report: str, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import typer
 from foretell.app.config import load_config
 from foretell.app.packages import open_store
 from foretell.batch.source import Source
-from foretell.batch.spec import decode_spec
+from foretell.batch.spec import check_no_calls, decode_spec
 from foretell.cli.batch_run import run_job
 from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl, TrustCode
 
@@ -34,4 +34,6 @@ def run(
     settings = load_config(config, flags)
     with open_store(settings.store.home, settings.store.database) as opened:
         info = opened.jobs.get(job)
-        run_job(settings, opened, info, Source(decode_spec(info.spec).reading.paths), as_json)
+        spec = decode_spec(info.spec)
+        check_no_calls(info.id, spec)
+        run_job(settings, opened, info, Source(spec.reading.paths), as_json)

