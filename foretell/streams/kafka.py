@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Partition, Record, Refusal, ends
+from foretell.streams.message import Message, Partition, Record, Refusal, ends, positions
 from foretell.streams.protocol import Resume, Source, StreamReset, is_replayed
 
 WAIT_S = 0.1
@@ -47,6 +47,7 @@ class KafkaSource:
         self._resume = Resume()
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._done: dict[str, str | None] = {}
+        self._settled_at: dict[str, str] = {}
         self._next: dict[tuple[str, int], int] = {}
         self._open = 0
         self._settled = threading.Condition()
@@ -56,7 +57,7 @@ class KafkaSource:
     async def open(self, resume: Resume) -> None:
         """Join the group. A broker that is away is waited for by `poll`."""
         self._resume, self._closing, self._open = resume, False, 0
-        self._partitions, self._done, self._next = {}, {}, {}
+        self._partitions, self._done, self._settled_at, self._next = {}, {}, {}, {}
         self._consumer = Consumer({**self.settings, "error_cb": self._failed})
         self._consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
 
@@ -100,10 +101,11 @@ class KafkaSource:
         """The group as this reader knows it, by which the broker tells a reader of the past."""
         return self._consumer.consumer_group_metadata()
 
-    def settled(self, count: int) -> None:
-        """So many of the polled messages are done."""
+    def settled(self, messages: Sequence[Message]) -> None:
+        """These of the polled messages are done."""
         with self._settled:
-            self._open -= count
+            self._open -= len(messages)
+            self._settled_at |= positions(messages)
             self._settled.notify_all()
 
     def _commit(self, messages: Sequence[Message]) -> None:
@@ -117,7 +119,7 @@ class KafkaSource:
                 if cause.retriable() or cause.code() in AWAY:
                     raise StreamError(f"offsets were not committed: {cause.str()}") from None
                 raise StreamReset(f"offsets were not committed: {cause.str()}") from None
-        self.settled(len(messages))
+        self.settled(messages)
 
     # In the thread that polls
 
@@ -172,6 +174,10 @@ class KafkaSource:
             committed = str(place.offset) if place.offset >= 0 else None
             self._done[name] = self._resume.done(name, committed)
             start = self._resume.start(name, committed)
+            if (
+                self._resume.state is not None
+            ):  # one that comes back finds state where it was left, not as it was opened
+                start = self._settled_at.get(name, start)
             if start is not None or self._resume.state is not None:
                 place.offset = OFFSET_BEGINNING if start is None else int(start)
         if self.settings["partition.assignment.strategy"].startswith("cooperative"):
@@ -259,7 +265,7 @@ class KafkaSink:
                         break
                     continue
             if not refused:
-                source.settled(len(messages))
+                source.settled(messages)
             return refused
         raise StreamReset(f"the transaction was given up: {reason}")
 
