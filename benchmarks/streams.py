@@ -45,7 +45,7 @@ spend = sliding("1h", every="5m")
 
 def transform_batch(events, state):
     seen = state.add(spend, events["amount"])
-    x = np.array([*events["x"]], np.float32)
+    x = np.array([*events["x"]]).astype(np.float32)
     x[:, 0] = seen.count
     return {"x": x}
 """
@@ -192,7 +192,7 @@ PROCESSORS = [
     Processor(COPY, loop("copy"), exact=False),
     Processor("plain loop", loop("predict"), 0.2),
     Processor("quixstreams", quixstreams("at-least-once"), 0.2),
-    Processor("quixstreams, exactly once", quixstreams("exactly-once"), 0.2),
+    Processor("quixstreams, exactly once", quixstreams("exactly-once"), 0.5),
 ]
 GOALS = [
     (WORKERS, CEILING, 0.7),
