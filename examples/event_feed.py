@@ -24,9 +24,8 @@ def replay_on_kafka(broker: str, events: Sequence[bytes], model: str, *flags: st
     from confluent_kafka.admin import AdminClient, NewTopic
 
     source, sink = (f"{name}-{uuid.uuid4().hex[:8]}" for name in ("events", "answers"))
-    for made in (
-        AdminClient({"bootstrap.servers": broker}).create_topics([NewTopic(t, 1, 1) for t in (source, sink)]).values()
-    ):
+    admin = AdminClient({"bootstrap.servers": broker})
+    for made in admin.create_topics([NewTopic(topic, 1, 1) for topic in (source, sink)]).values():
         made.result(30)
     producer = Producer({"bootstrap.servers": broker, "linger.ms": 5})
     producer.produce_batch(source, [{"value": event} for event in events])

@@ -1,6 +1,6 @@
-"""quixstreams: `python app.py GUARANTEE BROKER SOURCE SINK GROUP`. Its API takes one message at a time.
+"""quixstreams: `python app.py BROKER SOURCE SINK GROUP`. Its API takes one message at a time.
 
-Its defaults, but that it commits each second and not every five, so that a short measurement sees several commits.
+Its defaults (at least once), but that it commits each second and not every five.
 """
 
 import sys
@@ -13,12 +13,11 @@ JOIN = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
 
 
 def main() -> None:
-    guarantee, broker, source, sink, group = sys.argv[1:]
+    broker, source, sink, group = sys.argv[1:]
     application = Application(
         broker_address=broker,
         consumer_group=group,
         auto_offset_reset="earliest",
-        processing_guarantee=guarantee,
         commit_interval=1.0,
         consumer_extra_config=JOIN,
         auto_create_topics=False,
