@@ -55,7 +55,7 @@ with tempfile.TemporaryDirectory() as name:
     Path(folder, "transform.py").write_text(TRANSFORM)
     known, new = departures(month=1), departures(month=2)
     rows, truth = features(folder, "january", known), known["late"].to_numpy()
-    skops.io.dump(HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(rows, truth), folder / "late.skops")
+    skops.io.dump(HistGradientBoostingClassifier(max_iter=30, random_state=0).fit(rows, truth), folder / "late.skops")
     print(command("add", "late", str(folder / "late.skops"), *store))
     rows = features(folder, "february", new)
     pq.write_table(pa.table({"X": rows.tolist()}), folder / "history.parquet")
