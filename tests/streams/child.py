@@ -20,7 +20,7 @@ from foretell.streams.json_format import JsonFormat
 from foretell.streams.pace import Pace
 from foretell.streams.processor import Ends, Processor
 from foretell.streams.progress import Progress
-from foretell.streams.rows import Columns, ColumnMap
+from foretell.streams.rows import ColumnMap, Columns
 from foretell.streams.state import StateStore
 from foretell.streams.stateful import Making, Stateful
 from foretell.streams.transform import Transform

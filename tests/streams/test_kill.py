@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.streams.conftest import lines
 from tests.repo.repository import ROOT
+from tests.streams.conftest import lines
 
 KILLS = 10
 COUNT = 9000
