@@ -1,5 +1,5 @@
-"""The change-log of state on Kafka: for each topic of a source a compacted topic `foretell-GROUP-TOPIC`, with a
-partition for each of its partitions. Written in the transactions of `kafka.py`, read when a partition comes to a worker.
+"""The change-log of state on Kafka: beside each topic of a source a compacted one, `foretell-GROUP-TOPIC`, with as many
+partitions. Written in the transactions of `kafka.py`, read when a partition comes to a worker.
 """
 
 import re

@@ -164,7 +164,8 @@ class Processor:
 
     def _restore(self, committed: Mapping[str, str | None]) -> Mapping[str, str]:
         """State that is not where the group is was elsewhere meanwhile, or died before it was written."""
-        assert self._state is not None and self._transaction is not None
+        assert self._state is not None
+        assert self._transaction is not None
         for name, position in committed.items():
             if position is not None and self._kept.get(name) == position:
                 continue
