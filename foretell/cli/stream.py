@@ -1,9 +1,7 @@
 """`foretell stream`."""
 
 import asyncio
-import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from foretell.app.config import Config, load_config
 from foretell.app.packages import open_store
 from foretell.app.streams import Keeps, Reads, Route, StreamService, StreamSpec
 from foretell.cli.options import DatabaseUrl, StoreUrl, TrustCode
+from foretell.cli.signals import on_interrupt
 from foretell.cli.stream_view import View, serve_metrics, told
 from foretell.cli.stream_workers import Workers, report_to
 from foretell.store.store import Store
@@ -118,29 +117,28 @@ def run(
 
 async def _run_one(config: Config, store: Store, spec: StreamSpec, worker: int, metrics: str) -> None:
     service = StreamService(config, store, spec)
-    _on_signals(service.stop)
     read = service.progress.counts
-    if worker >= 0:
-        async with report_to(sys.stdout, read):
-            await service.run()
-        return
-    with serve_metrics(metrics, read, spec.model):
-        async with View(read, lambda: service.guarantee, spec.route.source, spec.route.sink):
-            await service.run()
+    with on_interrupt(_in_order(service.stop)):
+        if worker >= 0:
+            async with report_to(sys.stdout, read):
+                await service.run()
+            return
+        with serve_metrics(metrics, read, spec.model):
+            async with View(read, lambda: service.guarantee, spec.route.source, spec.route.sink):
+                await service.run()
     print(told(read()), file=sys.stderr)
 
 
 async def _run_workers(count: int, route: Route, metrics: str, model: str) -> None:
     workers = Workers(count, sys.argv[1:])
-    _on_signals(workers.stop)
-    with serve_metrics(metrics, workers.counts, model):
+    with on_interrupt(_in_order(workers.stop)), serve_metrics(metrics, workers.counts, model):
         async with View(workers.counts, lambda: f"{count} workers", route.source, route.sink):
             await workers.run()
     print(told(workers.counts()), file=sys.stderr)
 
 
-def _on_signals(stop: Callable[[], None]) -> None:
-    """The first SIGINT or SIGTERM stops in order, the second at once."""
+def _in_order(stop: Callable[[], None]) -> Callable[[], None]:
+    """The first call stops in order, the second at once."""
     asked = False
 
     def heard() -> None:
@@ -150,7 +148,4 @@ def _on_signals(stop: Callable[[], None]) -> None:
         asked = True
         stop()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, heard)
+    return heard

@@ -7,15 +7,16 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Partition, Record, Refusal, ends, positions
-from foretell.streams.protocol import Resume, Source, StreamReset, is_replayed
+from foretell.streams.kafka_log import KafkaLog
+from foretell.streams.message import Change, Message, Partition, Record, Refusal, ends, later
+from foretell.streams.protocol import Portion, Resume, Source, StreamReset, is_replayed
 
 WAIT_S = 0.1
 PATIENCE_S = 30.0
@@ -47,7 +48,6 @@ class KafkaSource:
         self._resume = Resume()
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._done: dict[str, str | None] = {}
-        self._settled_at: dict[str, str] = {}
         self._next: dict[tuple[str, int], int] = {}
         self._open = 0
         self._settled = threading.Condition()
@@ -57,7 +57,7 @@ class KafkaSource:
     async def open(self, resume: Resume) -> None:
         """Join the group. A broker that is away is waited for by `poll`."""
         self._resume, self._closing, self._open = resume, False, 0
-        self._partitions, self._done, self._settled_at, self._next = {}, {}, {}, {}
+        self._partitions, self._done, self._next = {}, {}, {}
         self._consumer = Consumer({**self.settings, "error_cb": self._failed})
         self._consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
 
@@ -87,12 +87,16 @@ class KafkaSource:
     # What a transaction needs
 
     def offsets(self, messages: Iterable[Message]) -> list[TopicPartition]:
-        """What to commit for partitions that are held; call it and commit under `giving`. Raises `StreamReset`."""
+        """What to commit for partitions that are held, never less than before; call it and commit under `giving`.
+
+        Raises `StreamReset`.
+        """
         found = []
-        for partition, last in ends(message for message in messages if not message.replayed).items():
+        for partition, last in ends(messages).items():
             if partition.held:
                 topic, _, number = partition.name.rpartition("/")
-                found.append(TopicPartition(topic, int(number), int(last.next)))
+                at = later(last.next, self._done.get(partition.name))
+                found.append(TopicPartition(topic, int(number), int(at or 0)))
             elif self._resume.state is not None:
                 raise StreamReset(f"{partition.name} was given to another worker while its messages were under way")
         return found
@@ -101,11 +105,10 @@ class KafkaSource:
         """The group as this reader knows it, by which the broker tells a reader of the past."""
         return self._consumer.consumer_group_metadata()
 
-    def settled(self, messages: Sequence[Message]) -> None:
-        """These of the polled messages are done."""
+    def settled(self, count: int) -> None:
+        """So many of the polled messages are done."""
         with self._settled:
-            self._open -= len(messages)
-            self._settled_at |= positions(messages)
+            self._open -= count
             self._settled.notify_all()
 
     def _commit(self, messages: Sequence[Message]) -> None:
@@ -119,7 +122,7 @@ class KafkaSource:
                 if cause.retriable() or cause.code() in AWAY:
                     raise StreamError(f"offsets were not committed: {cause.str()}") from None
                 raise StreamReset(f"offsets were not committed: {cause.str()}") from None
-        self.settled(messages)
+        self.settled(len(messages))
 
     # In the thread that polls
 
@@ -169,16 +172,14 @@ class KafkaSource:
         if not places or (self._resume.state is None and not self._resume.answered):
             return
         known = consumer.committed(places, PATIENCE_S)
-        for place in known:
-            name = f"{place.topic}/{place.partition}"
-            committed = str(place.offset) if place.offset >= 0 else None
-            self._done[name] = self._resume.done(name, committed)
-            start = self._resume.start(name, committed)
-            if (
-                self._resume.state is not None
-            ):  # one that comes back finds state where it was left, not as it was opened
-                start = self._settled_at.get(name, start)
-            if start is not None or self._resume.state is not None:
+        offsets = {f"{at.topic}/{at.partition}": str(at.offset) if at.offset >= 0 else None for at in known}
+        resume = self._resume
+        if resume.take is not None:
+            resume = Resume(resume.answered, resume.take(offsets))
+        for place, (name, committed) in zip(known, offsets.items(), strict=True):
+            self._done[name] = resume.done(name, committed)
+            start = resume.start(name, committed)
+            if start is not None or resume.state is not None:
                 place.offset = OFFSET_BEGINNING if start is None else int(start)
         if self.settings["partition.assignment.strategy"].startswith("cooperative"):
             consumer.incremental_assign(known)
@@ -212,6 +213,7 @@ class KafkaSink:
         self._settings = settings
         self._topic = topic
         self._producer: Any = None
+        self._log: KafkaLog | None = None
         self._transactional = False
 
     async def open(self) -> Mapping[str, str]:
@@ -236,46 +238,61 @@ class KafkaSink:
             isinstance(source, KafkaSource)
             and source.settings["bootstrap.servers"] == self._settings["bootstrap.servers"]
         )
+        if self._transactional and isinstance(source, KafkaSource):
+            self._log = KafkaLog(source.settings)
         return self._transactional
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
         """Acknowledged by all replicas in sync."""
         return await asyncio.to_thread(self._publish, records)
 
-    async def transact(self, records: Sequence[Record], source: Source, messages: Sequence[Message]) -> list[Refusal]:
+    async def transact(
+        self, records: Sequence[Record], source: Source, messages: Sequence[Message], changes: Sequence[Change] = ()
+    ) -> list[Refusal]:
         assert isinstance(source, KafkaSource)
-        return await asyncio.to_thread(self._transact, records, source, messages)
+        return await asyncio.to_thread(self._transact, records, source, messages, changes)
+
+    def changes(self, partition: str) -> Iterator[Portion]:
+        assert self._log is not None, "only after `joins`"
+        return self._log.read(partition)
 
     async def close(self) -> None:
         if self._producer is not None:
             await asyncio.to_thread(self._producer.flush, WAIT_S)
             self._producer = None
 
-    def _transact(self, records: Sequence[Record], source: KafkaSource, messages: Sequence[Message]) -> list[Refusal]:
+    def _transact(
+        self, records: Sequence[Record], source: KafkaSource, messages: Sequence[Message], changes: Sequence[Change]
+    ) -> list[Refusal]:
         reason = ""
         for _ in range(TRIES):
             with source.giving:
                 offsets = source.offsets(messages)
                 ours = [record for record in records if record.message.partition.held]
                 try:
-                    refused = self._try(ours, offsets, source) if offsets else []
+                    refused = self._try(ours, changes, offsets, source) if offsets else []
                 except (KafkaException, StreamError) as error:
                     reason = error.args[0].str() if isinstance(error, KafkaException) else error.message
                     if not self._abort():
                         break
                     continue
             if not refused:
-                source.settled(messages)
+                source.settled(len(messages))
             return refused
         raise StreamReset(f"the transaction was given up: {reason}")
 
-    def _try(self, records: Sequence[Record], offsets: list[TopicPartition], source: KafkaSource) -> list[Refusal]:
+    def _try(
+        self, records: Sequence[Record], changes: Sequence[Change], offsets: list[TopicPartition], source: KafkaSource
+    ) -> list[Refusal]:
         """One transaction. It is aborted if the broker never takes one of the records."""
         self._producer.begin_transaction()
+        failed = self._log.produce(self._producer, changes) if self._log is not None else []
         refused = self._publish(records)
         if refused:
             self._producer.abort_transaction(PATIENCE_S)
             return refused
+        if failed:
+            raise StreamError(f"the change-log of the state: {failed[0].str()}")
         self._producer.send_offsets_to_transaction(offsets, source.group(), PATIENCE_S)
         until = time.monotonic() + PATIENCE_S
         while True:

@@ -1,6 +1,7 @@
 """What goes through a stream: messages in, answers and dead letters out. Values; they know no broker and no format."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -49,6 +50,14 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
 
     message: Message
     reason: str
+
+
+class Change(NamedTuple):
+    """What became of an entry of a partition's state, for a change-log: opaque bytes; None: it is gone."""
+
+    partition: str
+    key: bytes
+    value: bytes | None
 
 
 def held(messages: Iterable[Message]) -> list[Message]:

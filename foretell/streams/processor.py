@@ -6,17 +6,17 @@ Answers leave in the order in which their messages were polled, so order is kept
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from foretell.core.errors import ForetellError, StateUnwritable, StreamError
 from foretell.streams.answering import Answered, Answerer
 from foretell.streams.answers import encode_refusal
 from foretell.streams.commit import Guarantee, Step, guarantee, steps
-from foretell.streams.message import Message, Record, Refusal, positions
+from foretell.streams.message import Change, Message, Record, Refusal, positions
 from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import Resume, Sink, Source, StreamReset, TransactionalSink
+from foretell.streams.protocol import Portion, Resume, Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
@@ -38,7 +38,13 @@ class Memory(Protocol):
 
     def open(self) -> Mapping[str, str]: ...
 
+    def changes(self, positions: Mapping[str, str]) -> Sequence[Change]:
+        """What `commit` will write, for a change-log."""
+
     def commit(self, positions: Mapping[str, str]) -> None: ...
+
+    def restore(self, partition: str, log: Iterator[Portion]) -> str | None:
+        """Make a partition what a change-log tells. Returns up to where that is."""
 
     def close(self) -> None: ...
 
@@ -78,6 +84,8 @@ class Processor:
         self._flights: deque[Flight] = deque()
         self._changed = asyncio.Condition()
         self._committing = False
+        self._over = False
+        self._kept: dict[str, str] = {}
 
     @property
     def guarantee(self) -> Guarantee:
@@ -105,8 +113,8 @@ class Processor:
         try:
             answered = await self._insist(self._sink.open)
             await self._insist(self._dead.open)
-            state = None if self._state is None else self._state.open()
-            await self._insist(lambda: self._source.open(Resume(answered, state)))
+            resume = self._recall(answered)
+            await self._insist(lambda: self._source.open(resume))
             self._progress.opened()
             await self._go()
         finally:
@@ -118,7 +126,7 @@ class Processor:
     async def _go(self) -> None:
         """Feed and settle, until both have ended or one has failed."""
         self._flights.clear()
-        self._committing = False
+        self._committing = self._over = False
         feeding, settling = asyncio.create_task(self._feed()), asyncio.create_task(self._settle_all())
         try:
             await asyncio.wait((feeding, settling), return_when=asyncio.FIRST_EXCEPTION)
@@ -129,7 +137,46 @@ class Processor:
             tasks: list[asyncio.Task[Any]] = [feeding, settling, *(flight.answered for flight in self._flights)]
             for task in tasks:
                 task.cancel()
+            async with self._changed:
+                self._over = True
+                self._changed.notify_all()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _recall(self, answered: Mapping[str, str]) -> Resume:
+        """Open the state. With a sink that logs its changes, partitions that come bring theirs along."""
+        if self._state is None:
+            return Resume(answered)
+        self._kept = dict(self._state.open())
+        if self._transaction is None:
+            return Resume(answered, self._kept)
+        loop = asyncio.get_running_loop()
+        return Resume(
+            answered, self._kept, lambda known: asyncio.run_coroutine_threadsafe(self._take(known), loop).result()
+        )
+
+    async def _take(self, committed: Mapping[str, str | None]) -> Mapping[str, str]:
+        """Nothing may be under way: state is one for all."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._over or not self._flights)
+        if self._over:
+            raise StreamReset("partitions came while the stream was closed")
+        return await asyncio.to_thread(self._restore, committed)
+
+    def _restore(self, committed: Mapping[str, str | None]) -> Mapping[str, str]:
+        """State that is not where the group is was elsewhere meanwhile, or died before it was written."""
+        assert self._state is not None
+        assert self._transaction is not None
+        for name, position in committed.items():
+            if position is not None and self._kept.get(name) == position:
+                continue
+            try:
+                found = self._state.restore(name, self._transaction.changes(name))
+            except (StreamError, StateUnwritable) as error:
+                raise StreamReset(f"the state of {name} was not restored: {error.message}") from None
+            self._kept.pop(name, None)
+            if found is not None:
+                self._kept[name] = found
+        return self._kept
 
     async def _feed(self) -> None:
         """Poll, and begin what was polled. The last flight has no messages: the end."""
@@ -211,8 +258,9 @@ class Processor:
     async def _transact(self, records: list[Record], messages: list[Message]) -> None:
         """What the sink refuses is buried before its position is committed, so it takes a transaction without it."""
         transaction = self._transaction
+        changes = () if self._state is None else self._state.changes(positions(messages))
         while transaction is not None and messages:
-            refused = await transaction.transact(records, self._source, messages)
+            refused = await transaction.transact(records, self._source, messages, changes)
             if not refused:
                 return
             await self._bury(refused)
@@ -223,6 +271,7 @@ class Processor:
         for wait_s in self._backoff.waits():
             try:
                 state.commit(ends)
+                self._kept.update(ends)
                 return
             except StateUnwritable as error:
                 if self._stopping.is_set():

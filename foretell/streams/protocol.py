@@ -2,13 +2,16 @@
 `make_source(url)` and `make_sink(url)`; `ends.py` finds it by the scheme of its URL.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from foretell.core.errors import StreamError
-from foretell.streams.message import Message, Record, Refusal, later, order
+from foretell.streams.message import Change, Message, Record, Refusal, later, order
+
+Portion = Sequence[tuple[bytes, bytes | None]]
+"""Some of a change-log: keys and values as `Change` has them."""
 
 
 class StreamReset(StreamError):
@@ -20,10 +23,13 @@ class Resume(msgspec.Struct, frozen=True):
 
     `answered`: up to where the sink holds answers, if it can tell. `state`: up to where the state has come, None
     without state. State that is behind the answers catches up: messages in between are read again, not answered again.
+    `take`, if there is one, brings the state of partitions that come to this reader, given what the group committed of
+    each, and says up to where it is; it blocks, and is called from any thread but the loop's.
     """
 
     answered: Mapping[str, str] = {}
     state: Mapping[str, str] | None = None
+    take: Callable[[Mapping[str, str | None]], Mapping[str, str]] | None = None
 
     def done(self, partition: str, committed: str | None) -> str | None:
         """Up to where messages are answered, given what the source remembers; None: none is."""
@@ -83,8 +89,13 @@ class TransactionalSink(Protocol):
     def joins(self, source: Source) -> bool:
         """Whether it can do that for `source`. Asked once, before `open`."""
 
-    async def transact(self, records: Sequence[Record], source: Source, messages: Sequence[Message]) -> list[Refusal]:
-        """The records, and that `messages` are done (see `Source.commit`): all of it or nothing. What is of partitions
-        that are not held is left out. Returns records that it never takes; then nothing was written. Raises
-        `StreamReset` where nothing was written and the ends have to be opened anew.
+    async def transact(
+        self, records: Sequence[Record], source: Source, messages: Sequence[Message], changes: Sequence[Change] = ()
+    ) -> list[Refusal]:
+        """The records, changes of state, and that `messages` are done (see `Source.commit`): all of it or nothing. What
+        is of partitions that are not held is left out. Returns records that it never takes; then nothing was written.
+        Raises `StreamReset` where nothing was written and the ends have to be opened anew.
         """
+
+    def changes(self, partition: str) -> Iterator[Portion]:
+        """The changes of a partition that were committed until now, the oldest first. Blocks."""

@@ -5,13 +5,14 @@ change-log. Memory is bounded: entries beyond `cache_bytes` live in the file onl
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from foretell.core.errors import StateError, did_you_mean
+from foretell.streams.message import Change
 from foretell.streams.state_file import StateFile
 from foretell.streams.table import Kind, Plan, Table
 from foretell.streams.times import Times
@@ -33,12 +34,8 @@ _SET_CLOCK = (
 )
 
 
-class Change(NamedTuple):
-    """A change for a change-log: `key` and `value` are opaque; None is a tombstone."""
-
-    partition: str
-    key: bytes
-    value: bytes | None
+_SELF, _CLOCK, _POSITION = "", b"clock", b"position"
+"""Keys in a change-log of what is known of a partition itself; no window is named ""."""
 
 
 class StateStore:
@@ -47,8 +44,12 @@ class StateStore:
     What was put since the last `commit` is undone by a crash, together with the position; `commit` writes both.
     """
 
-    def __init__(self, file: StateFile, kinds: Mapping[str, Kind], rule: Watermark, cache_bytes: int) -> None:
+    def __init__(
+        self, file: StateFile, version: str, kinds: Mapping[str, Kind], rule: Watermark, cache_bytes: int, anew: bool
+    ) -> None:
         self._file = file
+        self._version = version
+        self._anew = anew
         self._kinds = dict(kinds)
         self._rule = rule
         self._cache_bytes = cache_bytes
@@ -56,6 +57,7 @@ class StateStore:
         self._clocks: dict[str, Clock] = {}
         self._moved: dict[str, None] = {}
         self._plans: dict[tuple[str, str], Plan] | None = None
+        self._stale: dict[str, list[bytes]] = {}
         for name, clock in file.read("SELECT name, clock FROM partitions WHERE clock IS NOT NULL"):
             self._clocks[name] = msgspec.msgpack.decode(clock, type=Clock)
 
@@ -77,7 +79,8 @@ class StateStore:
         and position together, unless `fsync`. `reset` moves an old file aside. Raises `StateError` if the file is
         damaged, in use or of another version.
         """
-        return cls(StateFile.open(Path(path), version, reset, fsync), kinds, rule or Watermark(), cache_bytes)
+        file = StateFile.open(Path(path), version, reset, fsync)
+        return cls(file, version, kinds, rule or Watermark(), cache_bytes, reset)
 
     def table(self, partition: str, name: str) -> Table:
         """The entries under `name` in a partition."""
@@ -143,16 +146,17 @@ class StateStore:
         """About how much memory the entries in memory take."""
         return sum(table.nbytes for table in self._tables.values())
 
-    def changes(self) -> list[Change]:
-        """What the next commit will change, for a change-log. Call `commit` before anything else is put."""
+    def changes(self, positions: Mapping[str, str]) -> list[Change]:
+        """What `commit` will change, for a change-log. Call it before anything else is put."""
         self.keep()
         self._plans = self._plan()
-        found = []
+        found = [Change(name, key, None) for name in positions for key in self._stale.get(name, ())]
         for at, plan in self._plans.items():
             table = self._tables[at]
             for key, value in table.changes(plan):
-                found.append(Change(table.partition, _log_key(table.name, key), value))
-        found += [Change(name, _log_key("", b""), clock) for name, clock in self._clock_rows()]
+                found.append(Change(table.partition, self._log_key(table.name, key), value))
+        found += [Change(name, self._log_key(_SELF, _CLOCK), clock) for name, clock in self._clock_rows()]
+        found += [Change(name, self._log_key(_SELF, _POSITION), at.encode()) for name, at in positions.items()]
         return found
 
     def commit(self, positions: Mapping[str, str]) -> None:
@@ -168,6 +172,8 @@ class StateStore:
             connection.executemany(_SET_POSITION, positions.items())
             connection.executemany(_SET_CLOCK, self._clock_rows())
         self._moved = {}
+        for partition in positions:
+            self._stale.pop(partition, None)
         for at, plan in plans.items():
             self._tables[at].done(plan, drained[at])
         if self.nbytes > self._cache_bytes:
@@ -198,23 +204,44 @@ class StateStore:
             return False
         return connection.execute(_DRAIN, (series, plan.drain, DRAINED)).rowcount < DRAINED
 
-    def restore(
-        self, partition: str, changes: Iterable[tuple[bytes, bytes | None]], positions: Mapping[str, str]
-    ) -> None:
-        """Take in what `changes` once gave, in its order, and commit it with `positions` (those of the change-log).
+    def restore(self, partition: str, log: Iterable[Sequence[tuple[bytes, bytes | None]]]) -> str | None:
+        """Make a partition what `changes` once told, given in the order in which it was, in portions; and up to where
+        that is. None: nothing is known of it. Only when nothing waits for a commit.
 
-        Give it in portions; what is not committed yet stays in memory. Only before events of the partition come.
+        What another version wrote, or anything after a reset, is left out; the next `changes` take it back.
         """
-        for packed, value in changes:
-            name, key = msgspec.msgpack.decode(packed, type=tuple[str, bytes])
-            if not name:
-                self._clocks[partition] = msgspec.msgpack.decode(value or b"", type=Clock)
-                self._moved[partition] = None
-                continue
-            table = self.table(partition, name)
-            table.fetch((key,))
-            table.put(key, None if value is None else table.decode(value))
-        self.commit(positions)
+        self.drop(partition)
+        position: str | None = None
+        stale: dict[bytes, None] = {}
+        for portion in log:
+            for packed, value in portion:
+                version, name, key = msgspec.msgpack.decode(packed, type=tuple[str, str, bytes])
+                if self._anew or version != self._version:
+                    stale.pop(packed, None) if value is None else stale.setdefault(packed)
+                elif name == _SELF:
+                    position = self._recall(partition, key, value or b"") or position
+                else:
+                    self._put_packed(partition, name, key, value)
+            self.commit({})  # without a position, a restore that was cut short is begun anew
+        self._stale[partition] = list(stale)
+        if position is None:
+            self.drop(partition)
+        else:
+            self.commit({partition: position})
+        return position
+
+    def _recall(self, partition: str, what: bytes, value: bytes) -> str | None:
+        """A position, if it is one; or the clock."""
+        if what == _POSITION:
+            return value.decode()
+        self._clocks[partition] = msgspec.msgpack.decode(value, type=Clock)
+        self._moved[partition] = None
+        return None
+
+    def _put_packed(self, partition: str, name: str, key: bytes, value: bytes | None) -> None:
+        table = self.table(partition, name)
+        table.fetch((key,))
+        table.put(key, None if value is None else table.decode(value))
 
     def drop(self, partition: str) -> None:
         """Forget all of a partition: it moved to another worker, or is to be rebuilt."""
@@ -234,6 +261,5 @@ class StateStore:
         """Let go of the file; what was not committed is not in it."""
         self._file.close()
 
-
-def _log_key(name: str, key: bytes) -> bytes:
-    return msgspec.msgpack.encode((name, key))
+    def _log_key(self, name: str, key: bytes) -> bytes:
+        return msgspec.msgpack.encode((self._version, name, key))

@@ -4,7 +4,7 @@ State goes through a partition's messages in their order. Messages that were ans
 state has to catch up, and are not answered again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ from foretell.core.errors import InvalidInput, did_you_mean
 from foretell.core.tensor import Signature, Tensors
 from foretell.streams.answering import Answered, Reading, answered
 from foretell.streams.asking import Answers, Asker
-from foretell.streams.message import Message, Partition, Record, Refusal
+from foretell.streams.message import Change, Message, Partition, Record, Refusal
+from foretell.streams.protocol import Portion
 from foretell.streams.recurrent import Recurrent
 from foretell.streams.rows import Columns, Decoded, decode
 from foretell.streams.state import StateStore
@@ -89,8 +90,14 @@ class Stateful:
         self._store = self._open_store()
         return self._store.positions()
 
+    def changes(self, positions: Mapping[str, str]) -> list[Change]:
+        return self._opened.changes(positions)
+
     def commit(self, positions: Mapping[str, str]) -> None:
         self._opened.commit(positions)
+
+    def restore(self, partition: str, log: Iterable[Portion]) -> str | None:
+        return self._opened.restore(partition, log)
 
     def close(self) -> None:
         if self._store is not None:

@@ -1,7 +1,7 @@
 """A stream in a process of its own, to be killed: python -m tests.streams.child SOURCE SINK DEAD [STATE_FILE].
 
 The ends, the processor and the state are the real ones; the model is a function in this process that takes its time.
-It says "done N" on standard output after each commit of N answers in all.
+It says "done N" on standard output after each commit of N answers in all, and what was restored from a change-log.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from foretell.streams.json_format import JsonFormat
 from foretell.streams.pace import Pace
 from foretell.streams.processor import Ends, Processor
 from foretell.streams.progress import Progress
-from foretell.streams.rows import Columns, ColumnMap
+from foretell.streams.rows import ColumnMap, Columns
 from foretell.streams.state import StateStore
 from foretell.streams.stateful import Making, Stateful
 from foretell.streams.transform import Transform
@@ -50,6 +50,13 @@ class Loud(Progress):
         print(f"done {self.answered}", flush=True)
 
 
+class Moving(Stateful):
+    def restore(self, partition, log):
+        position = super().restore(partition, log)
+        print(f"restored {partition} {position}", flush=True)
+        return position
+
+
 def answerer(asker: Asker, state: str):
     if not state:
         form = JsonFormat(["a", "b"])
@@ -59,7 +66,7 @@ def answerer(asker: Asker, state: str):
     transform = Transform.load(code, True)
     making = Making(transform, None, None, "t")
     reading = Reading(JsonFormat(), "k")
-    return Stateful(
+    return Moving(
         asker,
         reading,
         making,

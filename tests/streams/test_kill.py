@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.streams.conftest import lines
 from tests.repo.repository import ROOT
+from tests.streams.conftest import lines
 
 KILLS = 10
 COUNT = 9000
@@ -48,12 +48,12 @@ class Run:
             self._said.put(line)
         self._said.put("")
 
-    def until_working(self) -> bool:
-        """Wait for its first commit; false where it ended before."""
+    def until(self, beginning: str = "done") -> str:
+        """Wait for what it says; by default for its first commit. "" where it ended before."""
         while line := self._said.get(timeout=60):
-            if line.startswith("done"):
-                return True
-        return False
+            if line.startswith(beginning):
+                return line
+        return ""
 
     def kill(self) -> None:
         self.process.kill()
@@ -83,7 +83,7 @@ def test_file_to_file_survives_ten_kills(tmp_path, stateful):
     chance, killed = random.Random(stateful), 0
     while killed < KILLS:
         child = run("hit")
-        assert child.until_working(), "it has to be killed in mid-job"
+        assert child.until(), "it has to be killed in mid-job"
         time.sleep(chance.uniform(0.0, 0.1))
         child.kill()
         killed += child.process.returncode == -signal.SIGKILL
@@ -116,7 +116,7 @@ def test_kafka_to_kafka_survives_ten_kills(tmp_path, kafka, stateful):
     chance, killed = random.Random(stateful), 0
     while killed < KILLS:
         child = run("hit", hit_sink)
-        assert child.until_working(), "it has to be killed in mid-job"
+        assert child.until(), "it has to be killed in mid-job"
         time.sleep(chance.uniform(0.0, 0.1))
         child.kill()
         killed += child.process.returncode == -signal.SIGKILL

@@ -75,13 +75,17 @@ def test_a_partition_moves_with_its_change_log(tmp_path_factory, transform, even
     for at in range(0, half, 7):
         rows += feed(first, transform, "t/0", events[at : min(at + 7, half)])
         feed(first, transform, "t/1", events[:3])
-        log += [(change.key, change.value) for change in first.changes() if change.partition == "t/0"]
-        first.commit({"t/0": str(at)})
+        positions = {"t/0": str(min(at + 7, half)), "t/1": "3"}
+        log += [(change.key, change.value) for change in first.changes(positions) if change.partition == "t/0"]
+        first.commit(positions)
     first.close()
 
     second = opened(tmp_path_factory.mktemp("second"), transform)
-    for at in range(0, len(log), 10):
-        second.restore("t/0", log[at : at + 10], {"changes/0": str(at)})
+    feed(second, transform, "t/0", events[:2])
+    second.commit({"t/0": "2"})
+    found = second.restore("t/0", (log[at : at + 10] for at in range(0, len(log), 10)))
+    assert found == (str(half) if half else None)
+    assert second.positions() == ({"t/0": found} if found else {})
     rows += feed(second, transform, "t/0", events[half:])
     second.close()
     assert same(rows, list(plainly(transform, events)))
@@ -332,12 +336,12 @@ def test_memory_stays_within_its_bound_and_the_log_short(tmp_path, transform):
 def test_changes_name_what_expired(tmp_path, transform):
     store = opened(tmp_path, transform)
     feed(store, transform, "t/0", walk([(b"old", 0, 1), (b"old", 0, 1)]))
-    known = {change.key for change in store.changes() if change.value is not None}
+    known = {change.key for change in store.changes({}) if change.value is not None}
     store.commit({})
     gone = set()
     for n in range(10):
         feed(store, transform, "t/0", walk([(b"new", 600 + n, 1), (b"new", 0, 1)]))
-        gone |= {change.key for change in store.changes() if change.value is None}
+        gone |= {change.key for change in store.changes({}) if change.value is None}
         store.commit({})
     assert gone == {key for key in known if b"old" in key}
 
