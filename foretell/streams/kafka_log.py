@@ -43,7 +43,8 @@ class KafkaLog:
     def read(self, partition: str) -> Iterator[Portion]:
         """All that was committed until now, the oldest first. Makes the topic if it is not there.
 
-        A transaction that is still open, of a worker that was killed, is waited for until the broker gives it up.
+        An empty portion says that a transaction is open over what follows, which only a worker that was killed leaves;
+        whoever needs more waits until the broker gives it up.
         """
         topic, number = self.place(partition)
         try:
@@ -73,9 +74,9 @@ class KafkaLog:
                         at = max(at, item.offset())
                     else:
                         raise KafkaException(error)
+                yield portion
                 if portion:
                     until = time.monotonic() + PATIENCE_S
-                    yield portion
                 elif time.monotonic() > until:
                     raise StreamError(f'change-log "{place.topic}": nothing came for {PATIENCE_S:.0f} s')
         finally:

@@ -43,8 +43,8 @@ class Memory(Protocol):
 
     def commit(self, positions: Mapping[str, str]) -> None: ...
 
-    def restore(self, partition: str, log: Iterator[Portion]) -> str | None:
-        """Make a partition what a change-log tells. Returns up to where that is."""
+    def restore(self, partition: str, log: Iterator[Portion], enough: str | None) -> str | None:
+        """Make a partition what a change-log tells, at least up to `enough`. Returns up to where that is."""
 
     def close(self) -> None: ...
 
@@ -170,7 +170,7 @@ class Processor:
             if position is not None and self._kept.get(name) == position:
                 continue
             try:
-                found = self._state.restore(name, self._transaction.changes(name))
+                found = self._state.restore(name, self._transaction.changes(name), position)
             except (StreamError, StateUnwritable) as error:
                 raise StreamReset(f"the state of {name} was not restored: {error.message}") from None
             self._kept.pop(name, None)

@@ -5,7 +5,7 @@ change-log. Memory is bounded: entries beyond `cache_bytes` live in the file onl
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import msgspec
 
 from foretell.core.errors import StateError, did_you_mean
 from foretell.streams.message import Change
+from foretell.streams.protocol import Portion
 from foretell.streams.state_file import StateFile
 from foretell.streams.table import Kind, Plan, Table
 from foretell.streams.times import Times
@@ -204,9 +205,10 @@ class StateStore:
             return False
         return connection.execute(_DRAIN, (series, plan.drain, DRAINED)).rowcount < DRAINED
 
-    def restore(self, partition: str, log: Iterable[Sequence[tuple[bytes, bytes | None]]]) -> str | None:
+    def restore(self, partition: str, log: Iterable[Portion], enough: str | None = None) -> str | None:
         """Make a partition what `changes` once told, given in the order in which it was, in portions; and up to where
-        that is. None: nothing is known of it. Only when nothing waits for a commit.
+        that is. None: nothing is known of it. Only when nothing waits for a commit. Where the log has to be waited for
+        (an empty portion), the position `enough` is the end.
 
         What another version wrote, or anything after a reset, is left out; the next `changes` take it back.
         """
@@ -222,6 +224,8 @@ class StateStore:
                     position = self._recall(partition, key, value or b"") or position
                 else:
                     self._put_packed(partition, name, key, value)
+            if not portion and position is not None and position == enough:
+                break
             self.commit({})  # without a position, a restore that was cut short is begun anew
         self._stale[partition] = list(stale)
         if position is None:

@@ -96,8 +96,8 @@ class Stateful:
     def commit(self, positions: Mapping[str, str]) -> None:
         self._opened.commit(positions)
 
-    def restore(self, partition: str, log: Iterable[Portion]) -> str | None:
-        return self._opened.restore(partition, log)
+    def restore(self, partition: str, log: Iterable[Portion], enough: str | None) -> str | None:
+        return self._opened.restore(partition, log, enough)
 
     def close(self) -> None:
         if self._store is not None:

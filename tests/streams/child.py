@@ -51,8 +51,8 @@ class Loud(Progress):
 
 
 class Moving(Stateful):
-    def restore(self, partition, log):
-        position = super().restore(partition, log)
+    def restore(self, partition, log, enough):
+        position = super().restore(partition, log, enough)
         print(f"restored {partition} {position}", flush=True)
         return position
 
