@@ -30,6 +30,7 @@ VERBS = {
     "jobs show": "Explain one job: how far it is, why it failed, its report.",
     "jobs resume": "Go on with a job that was interrupted, killed or failed.",
     "jobs cancel": "End a job for good.",
+    "stream": "Run a model on a stream of messages, with a stated guarantee.",
     "bench": "Measure latency, throughput and cost of a model or a server.",
     "bench llm": "Measure a language model: tokens per second, first token, inter-token latency.",
 }

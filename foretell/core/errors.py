@@ -120,6 +120,27 @@ class Unsupported(ForetellError):
     outcome = "rejected"
 
 
+class StateError(ForetellError):
+    """The state of a stream cannot be used: it is damaged, in use, or was made by another transform.py."""
+
+    http_status = 409
+    grpc_code = "FAILED_PRECONDITION"
+
+
+class StateUnwritable(StateError):
+    """The disk refused the state. Nothing is lost: make room and commit again, or end and start again."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+
+
+class StreamError(ForetellError):
+    """An end of a stream cannot be reached or does not answer; it is tried again; nothing is committed meanwhile."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+
+
 class ConfigError(ForetellError):
     """A configuration file, flag or environment variable is wrong; the message names the key."""
 

@@ -31,7 +31,20 @@ def load_code(package: Package, file: str, trust_code: bool) -> ModuleType:
     """
     if not trust_code:
         refuse_untrusted(package, f"loading it runs the Python file {file}")
-    path = package.file(file)
+    return _run(package.file(file))
+
+
+def load_file(path: Path, trust_code: bool) -> ModuleType:
+    """The same for a file that the operator names and that is in no package."""
+    if not trust_code:
+        raise UntrustedCode(
+            f"{path} is Python code, which can do anything this process can: pass --trust-code if you trust whoever"
+            " wrote it"
+        )
+    return _run(path.resolve())
+
+
+def _run(path: Path) -> ModuleType:
     name = f"foretell_package_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
     module = ModuleType(name)
     module.__file__ = str(path)

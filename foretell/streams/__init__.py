@@ -1,0 +1,1 @@
+"""The entrance for streams: sources, sinks, the processor between them, and state in event time."""

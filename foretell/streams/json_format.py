@@ -1,0 +1,47 @@
+"""JSON objects, one a message. Each is decoded alone, so that none can spill into the next."""
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from foretell.core.errors import InvalidInput
+
+_ANY = msgspec.json.Decoder(dict[str, Any])
+
+
+class JsonFormat:
+    """`fields` are read and must be there, others are skipped; without any, whole objects are read."""
+
+    def __init__(self, fields: Sequence[str] = ()) -> None:
+        self.fields = tuple(dict.fromkeys(fields))
+        self._place = {name: f"f{number}" for number, name in enumerate(self.fields)}
+        # Fields may have any name, attributes of a struct may not.
+        row = msgspec.defstruct(
+            "Row",
+            [(place, Any) for place in self._place.values()],
+            rename={place: name for name, place in self._place.items()},
+            gc=False,
+        )
+        self._decode = msgspec.json.Decoder(row).decode if self.fields else _ANY.decode
+
+    def decode(self, value: bytes) -> Any:
+        try:
+            return self._decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"not the JSON that this stream expects: {error}") from None
+
+    def column(self, rows: Sequence[Any], name: str) -> list[Any]:
+        if self.fields:
+            return list(map(attrgetter(self._place[name]), rows))
+        try:
+            return [row[name] for row in rows]
+        except KeyError:
+            raise InvalidInput(f'the event has no field "{name}"') from None
+
+    def event(self, row: Any) -> Mapping[str, Any]:
+        if self.fields:
+            return {name: getattr(row, place) for name, place in self._place.items()}
+        fields: Mapping[str, Any] = row
+        return fields

@@ -1,0 +1,116 @@
+"""Standard input and output, a message a line; and nowhere, the null twin of a sink."""
+
+import asyncio
+import os
+import select
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from foretell.core.errors import ConfigError
+from foretell.streams.ends import EndUrl
+from foretell.streams.message import Message, Partition, Record, Refusal
+from foretell.streams.protocol import Resume
+
+WAIT_S = 0.1
+CHUNK = 2**18
+
+
+class StdinSource:
+    """Lines of standard input. A pipe cannot be read twice: what was under way at a kill is lost, and only then."""
+
+    def __init__(self) -> None:
+        self._partition = Partition("stdin")
+        self._rest = b""
+        self._lines: list[bytes] = []
+        self._number = 0
+        self._ended = False
+
+    async def open(self, resume: Resume) -> None:
+        """Nothing to do."""
+
+    async def poll(self, most: int) -> list[Message] | None:
+        """Lines that are there. The last one may lack its end."""
+        if not self._lines:
+            if self._ended:
+                return None
+            await asyncio.to_thread(self._read)
+        taken, self._lines = self._lines[:most], self._lines[most:]
+        now = int(time.time() * 1000)
+        messages = []
+        for line in taken:
+            self._number += 1
+            if line.strip():
+                messages.append(Message(line, b"", self._partition, str(self._number), str(self._number + 1), now))
+        return messages
+
+    def _read(self) -> None:
+        if not select.select([sys.stdin.fileno()], [], [], WAIT_S)[0]:
+            return
+        data = os.read(sys.stdin.fileno(), CHUNK)
+        self._ended = not data
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop() if data else b""
+        self._lines += lines
+
+    async def commit(self, messages: Sequence[Message]) -> None:
+        """A pipe remembers nothing."""
+
+    def lag(self) -> int:
+        """Lines that were read and wait."""
+        return len(self._lines)
+
+    async def close(self) -> None:
+        """It stays open; it is the caller's."""
+
+
+class StdoutSink:
+    """A line for each answer. At least once: a reader that goes away ends the stream."""
+
+    remembers = False
+
+    async def open(self) -> Mapping[str, str]:
+        """What was written before cannot be known."""
+        return {}
+
+    async def publish(self, records: Sequence[Record]) -> list[Refusal]:
+        """Written and flushed."""
+        await asyncio.to_thread(_write, b"".join(record.value + b"\n" for record in records))
+        return []
+
+    async def close(self) -> None:
+        """It stays open; it is the caller's."""
+
+
+class NullSink:
+    """Takes everything, keeps nothing."""
+
+    remembers = True
+
+    async def open(self) -> Mapping[str, str]:
+        """It holds nothing."""
+        return {}
+
+    async def publish(self, records: Sequence[Record]) -> list[Refusal]:
+        """Forgotten."""
+        return []
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+
+def make_source(url: EndUrl) -> StdinSource:
+    """`-`."""
+    if url.scheme == "null":
+        raise ConfigError("null:// is a sink; nothing can be read from it")
+    return StdinSource()
+
+
+def make_sink(url: EndUrl) -> StdoutSink | NullSink:
+    """`-` and `null://`."""
+    return NullSink() if url.scheme == "null" else StdoutSink()
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

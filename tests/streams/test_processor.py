@@ -1,0 +1,185 @@
+"""The loop over real files and a fake model: every message answered or buried, and a crash after any step."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foretell.core.column_map import ColumnMap
+from foretell.core.errors import NotReady, StreamError
+from foretell.core.reference import Reference
+from foretell.core.tensor import Signature, TensorSpec
+from foretell.streams.answering import Plain, Reading
+from foretell.streams.asking import Asker
+from foretell.streams.commit import Step, guarantee, steps
+from foretell.streams.files import FileSink, FileSource
+from foretell.streams.json_format import JsonFormat
+from foretell.streams.message import Refusal
+from foretell.streams.pace import Pace
+from foretell.streams.processor import Ends, Processor
+from foretell.streams.progress import Progress
+from foretell.streams.retry import Backoff
+from foretell.streams.rows import Columns
+from foretell.testing import FakeModel, FakePlane
+
+SIGNATURE = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
+
+
+def double(inputs):
+    return {"y": inputs["x"] * np.float32(2)}
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashingSource(FileSource):
+    """Dies instead of its nth commit, after the answers are safe."""
+
+    commits_left = 1
+
+    async def commit(self, positions):
+        if self.commits_left == 0:
+            raise Crash
+        self.commits_left -= 1
+        await super().commit(positions)
+
+
+def process(folder, source=None, plane=None, sink=None, most=2, limit=10_000):
+    plane = plane or FakePlane(FakeModel("double", SIGNATURE, double))
+    form, pace, waits = JsonFormat(["x"]), Pace(most), Backoff(0.001, 0.001)
+    asker = Asker(plane, Reference("double"), SIGNATURE, pace, waits)
+    answerer = Plain(asker, Reading(form, "", limit), Columns(form, SIGNATURE, ColumnMap()))
+    source = source or FileSource(folder / "in.jsonl", "g", follow=False)
+    ends = Ends(source, sink or FileSink(folder / "out.jsonl"), FileSink(folder / "dead.jsonl"))
+    progress = Progress()
+    asyncio.run(Processor(ends, answerer, pace, progress, None, waits).run())
+    return progress.counts()
+
+
+def answers(folder):
+    return [json.loads(line)["outputs"]["y"] for line in (folder / "out.jsonl").read_text().splitlines()]
+
+
+def dead(folder):
+    return [json.loads(line) for line in (folder / "dead.jsonl").read_text().splitlines()]
+
+
+def test_every_message_is_answered_in_order(tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"x": {n}}}\n' for n in range(7)))
+    process(tmp_path)
+    assert answers(tmp_path) == [2.0 * n for n in range(7)]
+
+
+@pytest.mark.parametrize("poison", ['{"x": "no"}', "{", '{"y": 1}', '{"x": [1, 2]}', '{"x": 1},{"x": 2}', "\ud800"])
+def test_a_poison_message_is_buried_with_its_reason_and_blocks_nobody(tmp_path, poison):
+    lines = f'{{"x": 1}}\n{poison}\n{{"x": 3}}\n'
+    (tmp_path / "in.jsonl").write_bytes(lines.encode("utf-8", "surrogatepass"))
+    process(tmp_path, most=10)
+    assert answers(tmp_path) == [2.0, 6.0]
+    (letter,) = dead(tmp_path)
+    assert letter["reason"] and letter["position"] == "9"
+
+
+def test_what_was_answered_is_not_answered_again(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
+    process(tmp_path)
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write('{"x": 2}\n')
+    process(tmp_path)
+    assert answers(tmp_path) == [2.0, 4.0]
+
+
+def test_a_crash_between_answer_and_commit_repeats_nothing_in_a_file(tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"x": {n}}}\n' for n in range(7)))
+    with pytest.raises(Crash):
+        process(tmp_path, CrashingSource(tmp_path / "in.jsonl", "g", follow=False))
+    found = answers(tmp_path)
+    assert len(found) >= 4 and found == [2.0 * n for n in range(len(found))]
+    process(tmp_path)
+    assert answers(tmp_path) == [2.0 * n for n in range(7)]
+
+
+def test_half_a_line_left_by_a_kill_is_cut_off(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
+    (tmp_path / "out.jsonl").write_text('{"source": "half')
+    process(tmp_path)
+    assert answers(tmp_path) == [2.0]
+
+
+def test_a_sink_that_refuses_a_message_buries_it(tmp_path):
+    class Refusing(FileSink):
+        async def publish(self, records):
+            kept = [record for record in records if b'"y":4.0' not in record.value]
+            await super().publish(kept)
+            return [Refusal(record.message, "too large") for record in records if record not in kept]
+
+    (tmp_path / "in.jsonl").write_text('{"x": 1}\n{"x": 2}\n')
+    process(tmp_path, sink=Refusing(tmp_path / "out.jsonl"))
+    assert answers(tmp_path) == [2.0]
+    assert dead(tmp_path)[0]["reason"] == "too large"
+
+
+def test_a_model_and_a_sink_that_are_away_for_a_while_are_waited_for(tmp_path):
+    class Away(FileSink):
+        times = 2
+
+        async def publish(self, records):
+            if self.times:
+                self.times -= 1
+                raise StreamError("away")
+            return await super().publish(records)
+
+    class Loading(FakePlane):
+        times = 2
+
+        async def infer(self, reference, request):
+            if self.times:
+                self.times -= 1
+                raise NotReady("loading")
+            return await super().infer(reference, request)
+
+    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
+    plane = Loading(FakeModel("double", SIGNATURE, double))
+    process(tmp_path, plane=plane, sink=Away(tmp_path / "out.jsonl"))
+    assert answers(tmp_path) == [2.0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.booleans(), st.booleans(), st.integers(1, 12), st.integers(1, 4), st.lists(st.integers(0, 9), max_size=5))
+def test_a_crash_after_any_step_breaks_no_promise(transactional, remembers, count, size, crashes):
+    """A model of the ends: what is published stays, what is not committed comes again."""
+    out: list[int] = []
+    buried: list[int] = []
+    committed = 0
+    left = list(crashes)
+    budget = left.pop() if left else None
+    while True:
+        at = max(committed, out[-1] + 1 if remembers and out else 0)
+        alive = True
+        while alive and at < count:
+            batch = list(range(at, min(at + size, count)))
+            for step in steps(transactional):
+                if step is Step.DEAD_LETTERS:
+                    buried += [n for n in batch if n % 5 == 4]
+                if step in (Step.PUBLISH, Step.TRANSACT):
+                    out += [n for n in batch if n % 5 != 4]
+                if step in (Step.COMMIT, Step.TRANSACT):
+                    committed = batch[-1] + 1
+                if budget is not None:
+                    budget -= 1
+                    if budget < 0:
+                        alive, budget = False, left.pop() if left else None
+                        break
+            at = batch[-1] + 1
+        if alive:
+            break
+    wanted = [n for n in range(count) if n % 5 != 4]
+    assert set(buried) == set(range(count)) - set(wanted)
+    if guarantee(transactional, remembers) == "at least once":
+        assert set(out) == set(wanted)
+    else:
+        assert out == wanted
