@@ -1,4 +1,4 @@
-"""Bytes that are no event of the stream's form are refused alone, with what is wrong; a schema that does not fit at once."""
+"""Bytes that are no event of the stream are refused alone, with a reason; a schema that does not fit, at once."""
 
 import asyncio
 import io
@@ -90,7 +90,7 @@ def test_a_message_of_just_the_limit_is_taken():
 def test_a_schema_that_lacks_what_the_model_wants_is_refused_before_anything_runs(tmp_path):
     path = tmp_path / "other.avsc"
     path.write_text(json.dumps({**OTHER, "fields": [{"name": "xx", "type": "float"}]}))
-    with pytest.raises(InvalidInput, match='no column feeds input "x".* Did you mean "xx"'):
+    with pytest.raises(InvalidInput, match=r'no column feeds input "x".* Did you mean "xx"'):
         Columns(open_format("avro", str(path), ()), SIGNATURE, ColumnMap())
 
 
@@ -114,3 +114,12 @@ def test_a_file_that_is_no_schema_of_records_is_said(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad.avsc"):
         open_format("avro", str(path), ())
+
+
+def test_bytes_are_base64_in_json_and_what_is_no_base64_is_refused():
+    form = open_format("json", "", ("x",))
+    rows = [form.decode(b'{"x": {"b64": "AP8="}}'), form.decode(b'{"x": "text"}')]
+    assert form.column(rows, "x") == [b"\0\xff", "text"]
+    for wrong in (b'{"x": {"b64": "?"}}', b'{"x": {"b64": 7}}'):
+        with pytest.raises(InvalidInput, match='field "x": b64 is not base64'):
+            form.column([form.decode(wrong)], "x")

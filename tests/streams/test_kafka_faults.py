@@ -2,6 +2,7 @@
 answers that it does not take. Nothing is lost and nothing is answered twice.
 """
 
+import json
 import signal
 import time
 
@@ -35,7 +36,8 @@ def test_a_broker_that_stands_still_is_waited_for(tmp_path, kafka):
     source, sink = kafka.topic("in"), kafka.topic("out")
     rows = good(4000)
     kafka.produce(source, rows, key="k")
-    child = Run(kafka.url(source, group=source), kafka.url(sink), tmp_path / "dead")
+    patient = {"FORETELL_KAFKA_SESSION_TIMEOUT_MS": "10000"}
+    child = Run(kafka.url(source, group=source), kafka.url(sink), tmp_path / "dead", **patient)
     assert child.until()
     kafka.process.send_signal(signal.SIGSTOP)
     time.sleep(2.0)
@@ -83,15 +85,16 @@ def test_a_storm_of_rebalances_loses_and_repeats_nothing(tmp_path, kafka):
 
 
 def test_an_answer_that_is_too_large_for_the_topic_is_buried_alone(tmp_path, kafka):
-    source, sink = kafka.topic("in"), kafka.topic("out")
+    """From a file: this broker shows readers what a transaction wrote that was then given up."""
+    source, sink = tmp_path / "in.jsonl", kafka.topic("out")
     rows = good(60)
     rows[30] = {**rows[30], "k": "k" * 3000}
-    kafka.produce(source, rows, key="k")
-    child = Run(
-        kafka.url(source, group=source), kafka.url(sink), tmp_path / "dead", FORETELL_KAFKA_MESSAGE_MAX_BYTES="2000"
-    )
-    answered_once(kafka, sink, rows[:30] + rows[31:])
-    ended(child)
+    state = tmp_path / "keys.state"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = {"FORETELL_KAFKA_MESSAGE_MAX_BYTES": "2000"}
+    Run(source, kafka.url(sink), tmp_path / "dead", state, **small).finish()
+    found = kafka.read(sink, len(rows) - 1)
+    assert [answer["key"] for answer in found] == [row["k"] for row in rows[:30] + rows[31:]]
     (letter,) = lines(tmp_path / "dead")
-    assert letter["position"] == "30"
+    assert letter["key"] == rows[30]["k"]
     assert "too large for the sink" in letter["reason"]
