@@ -1,6 +1,8 @@
 """What this process may use of the machine. Knows no models; `fleet.spec.fit` divides the cores among replicas."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -27,3 +29,14 @@ def usable_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     except (OSError, ValueError):  # no container, or no limit ("max")
         return available
     return max(0, min(available, limit - used))
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices the driver shows to this process; 0 without a driver. Loads the driver, not torch."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        count = ctypes.c_int()
+        found = not driver.cuInit(0) and not driver.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return 0
+    return count.value if found else 0

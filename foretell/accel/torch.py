@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from foretell.accel.hardware import usable_memory
 from foretell.core.errors import ConfigError
 
 LOG = logging.getLogger("foretell.accel.torch")
@@ -26,3 +27,13 @@ def prepare(device: str, threads: int, log: logging.Logger = LOG) -> torch.devic
     why = "the settings ask for it" if device != "auto" else ("CUDA is here" if here else "CUDA is not here")
     log.info("torch runs on %s, %d intra-op threads: %s", chosen, torch.get_num_threads(), why)
     return torch.device(chosen)
+
+
+def sees_cuda() -> bool:
+    """Whether the installed torch can compute on a CUDA device of this machine."""
+    return bool(torch.cuda.is_available())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken where tensors of `device` lie."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else usable_memory()

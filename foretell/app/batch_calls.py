@@ -22,6 +22,7 @@ from foretell.batch.report import make_report, render_json
 from foretell.batch.run import JobRun, leave
 from foretell.batch.source import Source
 from foretell.batch.spec import Calling, JobSpec, Plan, decode_plan, decode_spec, encode
+from foretell.batch.work import LocalCrew
 from foretell.core.errors import ConfigError, Conflict, ForetellError, NotReady
 from foretell.core.reference import parse_reference
 from foretell.plane.plane import Plane
@@ -95,7 +96,8 @@ class CallRunner:
             source = await asyncio.to_thread(Source, spec.reading.paths)
             width = self._width(spec.model)
             scorer = CallScorer(spec.calling.endpoint, self._calls.ask, width, self._background.spent)
-            await JobRun(job, self._store.jobs, self._owner, source, scorer, lambda progress: None).run()
+            crew = LocalCrew(spec, job.attempts, source, scorer)
+            await JobRun(job, self._store.jobs, self._owner, source, crew, lambda progress: None).run()
 
     def _checked(self, spec: JobSpec, calling: Calling) -> Plan:
         (calls,) = spec.reading.paths

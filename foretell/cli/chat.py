@@ -19,6 +19,7 @@ COMMANDS = {
     "/reset": "forget the conversation; the system message stays",
     "/system TEXT": "set the system message and begin anew; without TEXT, show it",
     "/save FILE": "write the conversation as JSON",
+    "//TEXT": "say a line that begins with /",
     "/exit": "end (so does Ctrl-D)",
 }
 # A model's text may hold anything; a terminal should get nothing that moves its cursor or more.
@@ -98,9 +99,9 @@ class Talk:
         if not line.strip():
             return True
         try:
-            if line.startswith("/"):
+            if line.startswith("/") and not line.startswith("//"):
                 return self.command(line)
-            self.say(line)
+            self.say(line.removeprefix("/"))
         except ForetellError as error:
             if not sys.stdin.isatty():
                 raise
@@ -128,7 +129,8 @@ class Talk:
             for command, meaning in COMMANDS.items():
                 _note(f"{command:{width}}  {meaning}")
         else:
-            raise InvalidInput(f'no command "{name}". {did_you_mean(name, [c.split()[0] for c in COMMANDS])}')
+            near = did_you_mean(name, [c.split()[0] for c in COMMANDS])
+            raise InvalidInput(f'no command "{name}". {near} To say a line that begins with /, double it: //')
         return True
 
     def say(self, text: str) -> None:

@@ -49,6 +49,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="Threads of each replica.", show_default="the cores divided")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, … of the models named here.", show_default="by the package")
+    ] = None,
     access_log: Annotated[
         str | None, typer.Option(metavar="FILE", help="A file, - for standard error, none for none.", show_default="-")
     ] = None,
@@ -79,7 +82,7 @@ def run(
         "observations": {"access_log": "" if access_log == "none" else access_log, "folder": observations},
         "store": {"home": store or None, "database": database or None},
     }
-    settings = _with_replicas(load_config(config, flags), replicas, threads)
+    settings = _with_replicas(load_config(config, flags), count=replicas, threads=threads, device=device)
     if not settings.serve:
         raise ConfigError('nothing to serve: name models, foretell serve NAME…, or set serve = ["NAME"] in --config')
     with tempfile.TemporaryDirectory(prefix="foretell-serve-") as scratch:
@@ -89,9 +92,9 @@ def run(
     raise typer.Exit(code)
 
 
-def _with_replicas(config: Config, count: int | None, threads: int | None) -> Config:
-    """`config` with --replicas and --threads on every served model."""
-    given = {key: value for key, value in (("count", count), ("threads", threads)) if value is not None}
+def _with_replicas(config: Config, **flags: int | str | None) -> Config:
+    """`config` with --replicas, --threads and --device on every served model."""
+    given = {key: value for key, value in flags.items() if value is not None}
     if not given:
         return config
     models = dict(config.models)

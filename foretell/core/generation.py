@@ -58,6 +58,7 @@ class GenerateRequest(msgspec.Struct, omit_defaults=True):
     `logprobs`: -1 none, 0 of the chosen tokens, k also of the k likeliest ones. `echo` repeats the prompt first.
     `priority`: 0 is the default; smaller numbers run earlier. `deadline`: monotonic seconds (the same clock in all
     processes of a machine) after which the answer is worthless. `protocol`, `sticky`: as in `core.request.Request`.
+    `places`: where the asker's document holds "max_tokens" and "grammar", for messages about them.
     """
 
     prompt: str | list[int] | Chat
@@ -72,6 +73,7 @@ class GenerateRequest(msgspec.Struct, omit_defaults=True):
     deadline: float | None = None
     protocol: str = "python"
     sticky: str = ""
+    places: dict[str, str] = {}
 
 
 class TokenLogprob(msgspec.Struct, array_like=True, gc=False):

@@ -3,6 +3,8 @@
 Each group stands beside the room that reads it; nobody below `app` sees more than its own group.
 """
 
+from typing import Literal
+
 import msgspec
 
 
@@ -56,7 +58,9 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     their keys and values (0: 40 % of the replica's memory limit, or of its part of the machine's). prefix_cache_mb: for
     prompts seen before (None: 10 %; 0: no prefix cache). speculate: guess tokens where that measurably pays; it never
     changes what comes. draft: the reference or folder of a smaller model with the same tokens that guesses; without
-    one, tokens are guessed from what the text said before.
+    one, tokens are guessed from what the text said before. context: tokens of a prompt and its answer (0: as many as
+    the model was made for). executor: auto (torch on a CUDA device, else ONNX Runtime), onnx or torch. dtype: what
+    torch computes in (auto: bfloat16 on a CUDA device unless the package is fp32, else float32).
     """
 
     slots: int = 64
@@ -64,3 +68,6 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     prefix_cache_mb: int | None = None
     speculate: bool = True
     draft: str = ""
+    context: int = 0
+    executor: Literal["auto", "onnx", "torch"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

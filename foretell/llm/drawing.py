@@ -45,6 +45,7 @@ class Drawing:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._notes: dict[str, str] = {}
         self._scope = ""
         self._count = 0
 
@@ -57,6 +58,10 @@ class Drawing:
     def scope(self, name: str) -> None:
         """Name the nodes that follow after `name` (for profiles and error messages)."""
         self._scope = name
+
+    def note(self, key: str, text: str) -> None:
+        """Write `text` into the model file's metadata."""
+        self._notes[key] = text
 
     def input(self, name: str, datatype: str, shape: Sequence[int | str]) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, _DATATYPES[datatype], shape))
@@ -105,6 +110,7 @@ class Drawing:
         graph = helper.make_graph(self._nodes, "decoder", self._inputs, self._outputs, [*self._constants.values()])
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR, producer_name="foretell")
+        helper.set_model_props(model, self._notes)
         self._model.write_bytes(model.SerializeToString(deterministic=True))
 
     def _append(self, tensor: onnx.TensorProto, array: NDArray[Any]) -> None:

@@ -5,7 +5,8 @@ Hugging Face's, so that nothing behind this knows where a model came from. The f
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,17 @@ _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_ORIGINAL = 1.0, 4.0, 8192
 """What all Llama 3.x models have beside the factor: GGUF files hold only the frequencies that came of it."""
 
 
+@contextlib.contextmanager
+def _sound(where: str) -> Iterator[None]:
+    """What metadata of the wrong kind raise while they are read becomes a `PackageError`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise PackageError(
+            f"{where}: its metadata are damaged ({type(error).__name__}: {error}); get another conversion"
+        ) from None
+
+
 class GgufModel:
     """An opened file: the `Weights` of a model, and its metadata.
 
@@ -100,7 +112,8 @@ class GgufModel:
             reader = GGUFReader(path)
         except Exception as error:  # gguf raises whatever its parsing trips over
             raise PackageError(f"{path.name} is not a readable GGUF file, or cut short ({error})") from None
-        return cls(reader, path.name)
+        with _sound(path.name):
+            return cls(reader, path.name)
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
@@ -117,7 +130,11 @@ class GgufModel:
         return numbers
 
     def config(self) -> dict[str, Any]:
-        """What the model's config.json says, as far as a decoder's graph needs it."""
+        """What the model's config.json says, as far as a decoder's graph needs it. Raises `PackageError`."""
+        with _sound(self._where):
+            return self._config()
+
+    def _config(self) -> dict[str, Any]:
         heads = self._number("attention.head_count")
         hidden, layers = self._number("embedding_length"), self._number("block_count")
         head_dim = self._number("attention.key_length", hidden // heads)
@@ -156,8 +173,9 @@ class GgufModel:
         if "tokens" not in found:
             raise PackageError(f"{self._where} has no tokenizer; put the model's tokenizer.json beside it")
         wanted = {field.encode_name for field in msgspec.structs.fields(Vocabulary)}
-        values = {key: self._get(name) for key, name in found.items() if key in wanted}
-        return msgspec.convert({**values, "architecture": self._architecture}, Vocabulary)
+        with _sound(self._where):
+            values = {key: self._get(name) for key, name in found.items() if key in wanted}
+            return msgspec.convert({**values, "architecture": self._architecture}, Vocabulary)
 
     def chat_template(self) -> str:
         """The default chat template; "" when the file has none."""
@@ -167,10 +185,13 @@ class GgufModel:
         """What the model's makers recommend, where the file says it."""
         names = {"temperature": "temp", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"}
         given = {ours: f"general.sampling.{theirs}" for ours, theirs in names.items()}
-        values: dict[str, Any] = {o: _shortest(self._get(name)) for o, name in given.items() if name in self._metadata}
-        if (top_k := self._get("general.sampling.top_k")) is not None:
-            values["top_k"] = int(top_k)
-        return Sampling(**values)
+        with _sound(self._where):
+            values: dict[str, Any] = {
+                o: _shortest(self._get(name)) for o, name in given.items() if name in self._metadata
+            }
+            if (top_k := self._get("general.sampling.top_k")) is not None:
+                values["top_k"] = int(top_k)
+            return Sampling(**values)
 
     def _gemma(self, hidden: int, heads: int, head_dim: int, layers: int) -> dict[str, Any]:
         # The files don't say how queries are scaled; of the published models only those of 27B differ.
@@ -259,10 +280,21 @@ class GgufModel:
             if len(set(value)) != 1:
                 raise PackageError(f'{self._where}: "{key}" differs from layer to layer, which foretell cannot build')
             value = value[0]
-        return int(value)
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise self._wrong(key, value, "a whole number") from None
 
     def _float(self, name: str, default: float) -> float:
-        return _shortest(self._get(self._key(name), default))
+        key = self._key(name)
+        value = self._get(key, default)
+        try:
+            return _shortest(value)
+        except (TypeError, ValueError):
+            raise self._wrong(key, value, "a number") from None
+
+    def _wrong(self, key: str, value: Any, expected: str) -> PackageError:
+        return PackageError(f'{self._where}: "{key}" is {value!r}, not {expected}; get another conversion')
 
 
 class _Lazy:

@@ -14,7 +14,7 @@ from foretell.core.errors import ConfigError, PackageError
 from foretell.llm.drawing import Drawing
 from foretell.llm.linear import Form, Precision, embedding, linear
 from foretell.llm.rotary import rotary_tables
-from foretell.llm.spec import DecoderSpec
+from foretell.llm.spec import SPEC, DecoderSpec, encode_spec
 from foretell.llm.weights import Weights
 
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -60,6 +60,7 @@ class _Decoder:
 
     def draw(self) -> None:
         spec, d = self._spec, self._d
+        d.note(SPEC, encode_spec(spec))
         tokens = d.input("input_ids", "int64", ["batch", "tokens"])
         self._batch = d.node("Concat", [d.node("Shape", [tokens]), d.integers(-1)], axis=0)
         self._lengths = self._read_lengths(d.input("attention_mask", "int64", ["batch", "total"]))

@@ -66,7 +66,8 @@ class Intake:
         _check_request(request)
         sampling = _resolved(request.sampling, self._defaults)
         _check_sampling(sampling, self._limits.vocab)
-        _check_stops(request.stops, self._limits.vocab)
+        limit = request.places.get("max_tokens", "max_tokens")
+        _check_stops(request.stops, self._limits.vocab, limit)
         grammar, chat = request.grammar, None
         tools: list[dict[str, Any]] = []
         if isinstance(request.prompt, Chat):
@@ -78,9 +79,9 @@ class Intake:
             if not self._template.knows_tools:
                 chat = described(msgspec.structs.replace(chat, messages=self._template.plain_messages(chat.messages)))
         prompt = self._prompt_ids(request.prompt if chat is None else chat)
-        max_tokens = _room(len(prompt), request.stops, self._limits.context)
+        max_tokens = _room(len(prompt), request.stops, self._limits.context, limit)
         if grammar is not None:  # compiled, or refused, before anything of the request is kept
-            self._compile(grammar, request.grammar, tools)
+            self._compile(grammar, request, tools)
         stops = request.stops
         stop_ids = stops.stop_token_ids if stops.ignore_eos else (*self._limits.eos, *stops.stop_token_ids)
         echo = ""
@@ -92,13 +93,13 @@ class Intake:
         """The grammar of one choice, at its beginning."""
         return None if prepared.grammar is None else self._grammars.start(prepared.grammar)
 
-    def _compile(self, grammar: Grammar, answer: Grammar | None, tools: Sequence[dict[str, Any]]) -> None:
+    def _compile(self, grammar: Grammar, request: GenerateRequest, tools: Sequence[dict[str, Any]]) -> None:
         """Raises `InvalidInput` about the schema that the request holds, not about the grammar that was made of it."""
         try:
             self._grammars.start(grammar)
         except InvalidInput:
-            if tools and answer is not None:
-                self._grammars.start(answer)
+            if request.grammar is not None:
+                self._compile_answer(request.grammar, request.places.get("grammar"))
             for number, tool in enumerate(tools):
                 try:
                     self._grammars.start(Grammar("json_schema", parameters_schema(tool["function"])))
@@ -108,6 +109,12 @@ class Intake:
                         f" (at $.tools[{number}].function.parameters)"
                     ) from None
             raise
+
+    def _compile_answer(self, grammar: Grammar, place: str | None) -> None:
+        try:
+            self._grammars.start(grammar)
+        except InvalidInput as error:
+            raise InvalidInput(f"{error.message} (at $.{place})" if place else error.message) from None
 
     def _prompt_ids(self, prompt: str | list[int] | Chat) -> list[int]:
         if isinstance(prompt, Chat):
@@ -140,8 +147,11 @@ def _tool_tokens(tokenizer: Tokenizer, grammars: Grammars) -> Tokens:
     return Tokens(are_tokens, others)
 
 
-def _room(prompt: int, stops: Stops, context: int) -> int:
-    """How many tokens may be generated. As OpenAI and vLLM have it, asking for more than fits is an error."""
+def _room(prompt: int, stops: Stops, context: int, limit: str) -> int:
+    """How many tokens may be generated. As OpenAI and vLLM have it, asking for more than fits is an error.
+
+    `limit` is the field that said how many.
+    """
     if prompt >= context:
         raise ContextExceeded(
             f"this model's context is {context} tokens, and the prompt alone has {prompt}. Shorten the prompt to at"
@@ -151,9 +161,9 @@ def _room(prompt: int, stops: Stops, context: int) -> int:
         return context - prompt
     if prompt + stops.max_tokens > context:
         raise ContextExceeded(
-            f"max_tokens is {stops.max_tokens}, but this model's context is {context} tokens and the prompt has"
-            f" {prompt}, which leaves {context - prompt}. Ask for no more than that, or leave max_tokens out"
-            " (at $.max_tokens)"
+            f"{limit} is {stops.max_tokens}, but this model's context is {context} tokens and the prompt has"
+            f" {prompt}, which leaves {context - prompt}. Ask for no more than that, or leave {limit} out"
+            f" (at $.{limit})"
         )
     return stops.max_tokens
 
@@ -190,8 +200,8 @@ def _check_sampling(sampling: Sampling, vocab: int) -> None:
         _check_range(f"logit_bias.{token}", bias, -100, 100)
 
 
-def _check_stops(stops: Stops, vocab: int) -> None:
-    _check_range("max_tokens", stops.max_tokens, 1, math.inf)
+def _check_stops(stops: Stops, vocab: int, limit: str) -> None:
+    _check_range(limit, stops.max_tokens, 1, math.inf)
     _check_range("min_tokens", stops.min_tokens, 0, stops.max_tokens or math.inf)
     if len(stops.stop) > MOST_STOPS:
         raise InvalidInput(f"there are {len(stops.stop)} stop texts; send at most {MOST_STOPS} (at $.stop)")

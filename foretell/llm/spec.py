@@ -7,6 +7,9 @@ from typing import Literal
 
 import msgspec
 
+SPEC = "foretell.decoder"
+"""Where a graph's metadata hold the spec that it was drawn from."""
+
 
 class RotaryScaling(msgspec.Struct, frozen=True):
     """How rotary frequencies are stretched beyond the trained context.
@@ -101,3 +104,13 @@ class DecoderSpec(msgspec.Struct, frozen=True):
     @property
     def kv_heads(self) -> int:
         return self.attention.kv_heads
+
+
+def encode_spec(spec: DecoderSpec) -> str:
+    """As JSON, without the family: how a source calls it makes no difference to what it computes."""
+    return msgspec.json.encode(msgspec.structs.replace(spec, family="")).decode()
+
+
+def decode_spec(text: str) -> DecoderSpec:
+    """The spec that `encode_spec` wrote. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(text, type=DecoderSpec)

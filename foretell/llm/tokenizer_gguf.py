@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from foretell.core.errors import PackageError, Unsupported, did_you_mean
+from foretell.core.errors import ForetellError, PackageError, Unsupported, did_you_mean
 
 _CONTROL, _USER_DEFINED = 3, 4
 _SPACE = "▁"
@@ -83,7 +83,21 @@ class Vocabulary(msgspec.Struct):
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer of a GGUF file's vocabulary. Raises `Unsupported` for kinds that foretell does not know."""
+    """The tokenizer of a GGUF file's vocabulary.
+
+    Raises `Unsupported` for kinds that foretell does not know, `PackageError` for a vocabulary that makes no tokenizer.
+    """
+    try:
+        return _build(vocabulary)
+    except ForetellError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception
+        raise PackageError(
+            f"the GGUF file's vocabulary makes no tokenizer ({error}); put the model's tokenizer.json beside it"
+        ) from None
+
+
+def _build(vocabulary: Vocabulary) -> Tokenizer:
     if vocabulary.model == "gpt2":
         tokenizer = _byte_level(vocabulary)
     elif vocabulary.model == "llama":

@@ -118,6 +118,17 @@ def stops_of(fields: GenerationFields, max_tokens: int | None) -> Stops:
 
 def grammar_of(fields: GenerationFields) -> Grammar | None:
     """What the text must match. Raises `InvalidInput` if it is asked for in two ways, or a part is missing."""
+    return next(iter(_grammars(fields).values()), None)
+
+
+def places_of(fields: GenerationFields, limit: str = "max_tokens") -> dict[str, str]:
+    """Where the document holds the grammar, and the most tokens (in the field `limit`): `GenerateRequest.places`."""
+    grammars = {"grammar": place for place in _grammars(fields)}  # noqa: B035 - there is one at most
+    return grammars if limit == "max_tokens" else {**grammars, "max_tokens": limit}
+
+
+def _grammars(fields: GenerationFields) -> dict[str, Grammar]:
+    """At most one, by the place that it is given at."""
     found: dict[str, Grammar] = {}
     form = fields.response_format
     if form is not None and form.type == "json_object":
@@ -144,7 +155,7 @@ def grammar_of(fields: GenerationFields) -> Grammar | None:
         raise InvalidInput(
             f"the text can match one thing only; send one of {', '.join(found)} (at $.{list(found)[-1]})"
         )
-    return next(iter(found.values()), None)
+    return found
 
 
 def _source(value: dict[str, Any] | list[str] | str) -> str:

@@ -13,7 +13,7 @@ from foretell.core.errors import ForetellError, InvalidInput, did_you_mean
 from foretell.core.generation import Event, GenerateRequest, Piece, Started
 from foretell.core.reference import Reference
 from foretell.server.door import Inference
-from foretell.server.generation import GenerationFields, Text, collect, grammar_of, sampling_of, stops_of
+from foretell.server.generation import GenerationFields, Text, collect, grammar_of, places_of, sampling_of, stops_of
 from foretell.server.http import Body, Request, Response, json_response
 from foretell.server.oip import INFER_STATUSES, reference_of
 from foretell.server.router import Route
@@ -89,6 +89,7 @@ def request_of(document: GenerateDocument, protocol: str) -> GenerateRequest:
         deadline=time.monotonic() + document.timeout / 1e6 if document.timeout else None,
         protocol=protocol,
         sticky=document.sticky or document.user or "",
+        places=places_of(document),
     )
 
 

@@ -17,6 +17,7 @@ from foretell.server.generation import (
     Totals,
     collect,
     grammar_of,
+    places_of,
     sampling_of,
     stops_of,
 )
@@ -156,7 +157,8 @@ class ChatCompletions:
 
 
 def _request(document: ChatDocument, name: str) -> GenerateRequest:
-    limit = document.max_tokens if document.max_completion_tokens is None else document.max_completion_tokens
+    newer = document.max_completion_tokens is not None
+    limit = document.max_completion_tokens if newer else document.max_tokens
     if document.top_logprobs is not None and not document.logprobs:
         raise InvalidInput('top_logprobs needs "logprobs": true (at $.top_logprobs)')
     if document.functions:
@@ -178,6 +180,7 @@ def _request(document: ChatDocument, name: str) -> GenerateRequest:
         priority=document.priority or 0,
         protocol="openai",
         sticky=document.user or "",
+        places=places_of(document, "max_completion_tokens" if newer else "max_tokens"),
     )
 
 

@@ -18,6 +18,7 @@ from foretell.server.generation import (
     collect,
     grammar_of,
     merged,
+    places_of,
     sampling_of,
     stops_of,
 )
@@ -128,6 +129,7 @@ def _requests(document: CompletionDocument, name: str) -> list[GenerateRequest]:
             id=name if len(prompts) == 1 else f"{name}-{number}",
             priority=document.priority or 0,
             protocol="openai",
+            places=places_of(document),
             sticky=document.user or "",
         )
         for number, prompt in enumerate(prompts)

@@ -125,6 +125,17 @@ def test_commands_reset_set_and_save_the_conversation(talk, live, tmp_path, caps
     assert one.command("/exit") is False
 
 
+def test_two_slashes_say_a_line_that_begins_with_one(talk, monkeypatch):
+    lines = iter(["//etc/hosts says what?", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    one = talk()
+    assert one.turn() is True
+    assert one.messages[0]["content"] == "/etc/hosts says what?"
+    assert one.turn() is False
+    with pytest.raises(InvalidInput, match="begins with /, double it"):
+        one.command("/etc/hosts")
+
+
 @pytest.mark.parametrize(
     ("line", "words"), [("/rest", 'Did you mean "/reset"'), ("/save", "where"), ("/save /no/such/place", "written")]
 )

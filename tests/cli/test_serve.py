@@ -159,7 +159,17 @@ def test_a_configuration_is_enough_to_serve_and_flags_win_over_it(scale, home, t
     (tmp_path / "foretell.toml").write_text(
         'serve = ["scale"]\n[server]\nport = 1\n[models.scale.batching]\nmax_batch_size = 2\n'
     )
-    arguments = ["--config", str(tmp_path / "foretell.toml"), *QUIET, "--replicas", "2", "--threads", "1"]
+    arguments = [
+        "--config",
+        str(tmp_path / "foretell.toml"),
+        *QUIET,
+        "--replicas",
+        "2",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
     with ChildServer(arguments) as server:
         assert ask(server.url) == [2, 4, 6]
         until(lambda: len(psutil.Process(server.process.pid).children()) == 2, "two replicas")

@@ -66,6 +66,7 @@ def as_builder_makes_it(ours: Path, target: Path) -> None:
     for output in graph.output:
         if output.name == "logits":
             output.CopyFrom(onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT16, shape))
+    del model.metadata_props[:]
     target.mkdir(parents=True)
     onnx.save(model, target / "model.onnx")
 

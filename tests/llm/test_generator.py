@@ -297,6 +297,21 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stops": Stops(max_tokens=10**6)}, r"max_completion_tokens is 1000000.*\(at \$\.max_completion_tokens\)$"),
+        ({"stops": Stops(max_tokens=0)}, r"\(at \$\.max_completion_tokens\)$"),
+        ({"grammar": Grammar("json_schema", '{"type": "foo"}')}, r"(?s)Invalid type: foo.*\(at \$\.response_format\)$"),
+        ({"grammar": Grammar("regex", "a(")}, r"(?s)unclosed group.*\(at \$\.response_format\)$"),
+    ],
+)
+def test_a_refusal_names_the_field_as_the_asker_called_it(speaker, fields, message):
+    places = {"max_tokens": "max_completion_tokens", "grammar": "response_format"}
+    with pytest.raises(InvalidInput, match=message):
+        speaker.submit(**{"prompt": "Hello", "places": places, **fields})
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_request_is_refused_and_leaves_nothing_behind(speaker, name):
     fields, message = BAD[name]

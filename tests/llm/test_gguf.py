@@ -10,6 +10,7 @@ from foretell.core.generation import Sampling
 from foretell.llm.families import read_config
 from foretell.llm.gguf import GgufModel
 from foretell.llm.safetensors_weights import SafetensorsWeights
+from foretell.llm.tokenizer_gguf import Vocabulary, build_tokenizer
 from tests.llm.gguf_files import Q, write_gguf
 
 transformers = pytest.importorskip("transformers", reason="transformers makes the checkpoints")
@@ -131,6 +132,35 @@ def test_recommended_sampling_is_read(tmp_path):
     assert GgufModel.open(bare(tmp_path / "a.gguf", "qwen2")).sampling() == Sampling()
     expected = Sampling(temperature=0.6, top_k=20, top_p=0.95)
     assert GgufModel.open(bare(tmp_path / "b.gguf", "qwen2", write)).sampling() == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("block_count", "three", "\"llama.block_count\" is 'three', not a whole number"),
+        ("attention.head_count", 0, "metadata are damaged"),
+        ("rope.freq_base", "high", "\"llama.rope.freq_base\" is 'high', not a number"),
+    ],
+)
+def test_metadata_of_the_wrong_kind_are_named(folders, tmp_path, key, value, words):
+    kind = gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32
+    path = write_gguf(folders("llama"), tmp_path / "m.gguf", **{key.replace(".", "__"): (value, kind)})
+    with pytest.raises(PackageError, match=words):
+        GgufModel.open(path).config()
+
+
+def test_a_damaged_vocabulary_or_recommendation_is_no_crash(tmp_path):
+    def write(writer):
+        writer.add_string("general.sampling.temp", "warm")
+        writer.add_string("tokenizer.ggml.tokens", "not a list")
+
+    model = GgufModel.open(bare(tmp_path / "a.gguf", "qwen2", write))
+    for read in (model.sampling, model.vocabulary):
+        with pytest.raises(PackageError, match=r"a\.gguf: its metadata are damaged"):
+            read()
+    broken = Vocabulary("qwen2", ["a", "b"], "gpt2", "qwen2", merges=["x y"])
+    with pytest.raises(PackageError, match="makes no tokenizer"):
+        build_tokenizer(broken)
 
 
 def test_what_cannot_be_read_says_why(folders, tmp_path):

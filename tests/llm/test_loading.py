@@ -10,7 +10,8 @@ from foretell.core.settings import GenerationSettings, ReplicaSettings
 from foretell.core.tensor import Signature, TensorSpec
 from foretell.llm.families import read_config
 from foretell.llm.graph import build
-from foretell.llm.loading import open_generator, share_memory
+from foretell.llm.loading import open_generator
+from foretell.llm.opening import share_memory
 from foretell.runtimes.loading import load_generator
 from foretell.store.manifest import LlmOptions, Manifest, encode_manifest
 from foretell.store.package import Package
@@ -174,7 +175,7 @@ def test_memory_is_shared_out_of_the_limit_or_of_what_there_is(monkeypatch):
     assert limited.kv + limited.cache < 1000 * 2**20
     assert 0 < limited.cache < limited.kv
     assert share_memory(ReplicaSettings(), GenerationSettings()).kv > 0
-    monkeypatch.setattr("foretell.llm.loading.usable_memory", lambda: 1000 * 2**20)
+    monkeypatch.setattr("foretell.llm.opening.usable_memory", lambda: 1000 * 2**20)
     of_four = share_memory(ReplicaSettings(count=4), GenerationSettings())
     assert 4 * (of_four.kv + of_four.cache) < 1000 * 2**20
     told = share_memory(ReplicaSettings(), GenerationSettings(kv_memory_mb=3, prefix_cache_mb=0))

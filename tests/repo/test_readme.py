@@ -141,3 +141,30 @@ def test_the_clients_page_shows_clients_that_work(workplace):
         for page in ("/docs", "/openapi.json", "/metrics", "/healthz", "/admin/deployments"):
             with urllib.request.urlopen(ready["url"] + page) as answer:
                 assert answer.status == 200
+
+
+@pytest.mark.slow
+def test_the_page_of_language_models_does_what_it_says(workplace):
+    """With a tiny model of random weights in place of the one that the page names."""
+    pytest.importorskip("transformers", reason="transformers makes the tiny model")
+    pytest.importorskip("torch", reason="transformers runs on torch")
+    pytest.importorskip("openai")
+    from tests.llm import tiny_llama
+
+    (script,) = blocks("docs/llm.md", "bash")
+    add, serve = script.strip().splitlines()
+    tiny_llama.write_file(tiny_llama.write_folder(workplace / "tiny"), workplace / Path(add.split()[-1]).name)
+    assert "added smollm2@1" in run(f"{add} --no-measure")
+    (document,) = blocks("docs/llm.md", "toml")
+    Path("foretell.toml").write_text(document.replace("context = 4096", "context = 128"))
+    with server(f"{serve} --config foretell.toml") as ready:
+        for script in blocks("docs/llm.md", "python"):
+            done = subprocess.run(
+                [sys.executable, "-c", at(ready["url"], script)],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 0, script + done.stderr
+            assert done.stdout.strip()

@@ -175,6 +175,14 @@ def test_every_sampling_field_reaches_the_model(asked):
     assert request.grammar is None
 
 
+def test_the_model_is_told_where_the_request_holds_what_it_may_refuse(asked):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    request = asked(max_completion_tokens=9, response_format=form)
+    assert request.places == {"max_tokens": "max_completion_tokens", "grammar": "response_format"}
+    assert asked(max_tokens=9, extra_body={"guided_regex": "a"}).places == {"grammar": "guided_regex"}
+    assert asked(max_tokens=9).places == {}
+
+
 def test_null_means_not_given(asked):
     nulls = dict.fromkeys(
         ("temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "tools",

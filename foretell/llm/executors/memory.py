@@ -36,6 +36,11 @@ class KvMemory:
         arrays, _, heads, _, width = self._all.shape
         return int(arrays * heads * width * self._dtype.itemsize)
 
+    @property
+    def whole(self) -> NDArray[Any]:
+        """[arrays, slots, heads, context, width]: a view."""
+        return self._all
+
     def part(self, array: int, first: int, count: int) -> NDArray[Any]:
         """[count, heads, context, width] of slots first … first + count - 1: a view, contiguous."""
         return self._all[array, first : first + count]

@@ -1,4 +1,4 @@
-"""Greedy text of a real model in fp32, decoded in one batch, is transformers' greedy text."""
+"""What the engine says greedily with a real model in fp32, many at once in few slots, is what transformers says."""
 
 from pathlib import Path
 
@@ -9,14 +9,19 @@ torch = pytest.importorskip("torch", reason="transformers runs on torch")
 transformers = pytest.importorskip("transformers", reason="transformers is the reference")
 pytest.importorskip("onnx", reason="the graph is drawn with onnx")
 
-from foretell.llm.executors.base import Work  # noqa: E402
+from foretell.core.generation import Sampling  # noqa: E402
+from foretell.llm.engine import Engine, EngineSettings  # noqa: E402
 from foretell.llm.executors.onnx import OnnxSettings, open_onnx  # noqa: E402
 from foretell.llm.families import read_config  # noqa: E402
 from foretell.llm.gguf import GgufModel  # noqa: E402
 from foretell.llm.graph import build  # noqa: E402
+from foretell.llm.prefix_cache import RadixCache  # noqa: E402
+from foretell.llm.sampling import Sampler  # noqa: E402
+from foretell.llm.scheduler import Budget  # noqa: E402
+from foretell.llm.sequence import Sequence  # noqa: E402
 from tests.llm.smollm2 import gguf_file, tokenizer_folder  # noqa: E402
 
-TOKENS, CONTEXT = 64, 128
+TOKENS, CONTEXT, SLOTS = 64, 128, 8
 TIE = 1e-3
 """Logits nearer than this are a tie: two ways to add up the same numbers differ by some 1e-4 here."""
 PROMPTS = [
@@ -55,21 +60,24 @@ def model() -> GgufModel:
 
 @pytest.fixture(scope="module")
 def texts(folder, model) -> list[tuple[list[int], list[int]]]:
-    """Each prompt's tokens, and what the executor says after them: prompts of all lengths, decoded together."""
+    """Each prompt's tokens, and what the engine says after them: read in chunks while others decode, in waves."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_folder(folder) / "tokenizer.json"))
     build(read_config(model.config(), CONTEXT), model, folder, "fp32")
-    executor = open_onnx(folder / "model.onnx", OnnxSettings(len(PROMPTS), CONTEXT, 2, spinning=False))
+    executor = open_onnx(folder / "model.onnx", OnnxSettings(SLOTS, CONTEXT, 2, spinning=False))
+    engine = Engine(executor, EngineSettings(Budget(chunk=8)), RadixCache(1 << 24, executor.shape.token_bytes))
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
-    said = [[int(executor.run([Work(slot, 0, prompt, 1)]).best[0])] for slot, prompt in enumerate(prompts)]
-    for _ in range(TOKENS - 1):
-        works = [
-            Work(slot, len(prompt) + len(own) - 1, own[-1:], 1)
-            for slot, (prompt, own) in enumerate(zip(prompts, said, strict=True))
-        ]
-        for own, token in zip(said, executor.run(works).best.tolist(), strict=True):
-            own.append(token)
+    said: list[list[int]] = [[] for _ in prompts]
+    for number, prompt in enumerate(prompts):
+        sampler = Sampler(Sampling(temperature=0.0), number, prompt)
+        engine.add(Sequence(number, 0, prompt, sampler, (), TOKENS))
+    while emitted := engine.step():
+        for each in emitted:
+            assert each.error is None
+            said[each.sequence.number] += [chosen.token for chosen in each.tokens]
+    engine.check()
     executor.close()
+    assert [len(own) for own in said] == [TOKENS] * len(PROMPTS)
     return list(zip(prompts, said, strict=True))
 
 
