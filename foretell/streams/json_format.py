@@ -1,5 +1,9 @@
-"""JSON objects, one a message. Each is decoded alone, so that none can spill into the next."""
+"""JSON objects, one a message. Each is decoded alone, so that none can spill into the next. Bytes that are no text are
+`{"b64": …}`, as they are in answers.
+"""
 
+import base64
+import binascii
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -34,14 +38,26 @@ class JsonFormat:
 
     def column(self, rows: Sequence[Any], name: str) -> list[Any]:
         if self.fields:
-            return list(map(attrgetter(self._place[name]), rows))
-        try:
-            return [row[name] for row in rows]
-        except KeyError:
-            raise InvalidInput(f'the event has no field "{name}"') from None
+            values = list(map(attrgetter(self._place[name]), rows))
+        else:
+            try:
+                values = [row[name] for row in rows]
+            except KeyError:
+                raise InvalidInput(f'the event has no field "{name}"') from None
+        return [_bytes(value, name) for value in values] if dict in set(map(type, values)) else values
 
     def event(self, row: Any) -> Mapping[str, Any]:
         if self.fields:
             return {name: getattr(row, place) for name, place in self._place.items()}
         fields: Mapping[str, Any] = row
         return fields
+
+
+def _bytes(value: Any, name: str) -> Any:
+    """What `{"b64": …}` stands for; anything else as it is."""
+    if not isinstance(value, dict) or set(value) != {"b64"}:
+        return value
+    try:
+        return base64.b64decode(value["b64"], validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise InvalidInput(f'field "{name}": b64 is not base64 ({error})') from None

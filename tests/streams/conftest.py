@@ -43,9 +43,11 @@ class Kafka:
 
     def topic(self, name: str = "", partitions: int = 1) -> str:
         """A topic that was not there."""
+        return self.topic_named(f"{name or 't'}-{uuid.uuid4().hex[:8]}", partitions)
+
+    def topic_named(self, name: str, partitions: int = 1) -> str:
         from confluent_kafka.admin import AdminClient, NewTopic
 
-        name = f"{name or 't'}-{uuid.uuid4().hex[:8]}"
         admin = AdminClient({"bootstrap.servers": self.address})
         admin.create_topics([NewTopic(name, partitions, 1)])[name].result(20)
         return name

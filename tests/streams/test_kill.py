@@ -32,11 +32,11 @@ def events(count: int) -> list[dict]:
 class Run:
     """A child that runs a stream until its end or its death."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.streams.child", *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, **QUICK},
+            env={**os.environ, **QUICK, **environment},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -103,8 +103,8 @@ def buried(path: Path) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("stateful", [False, True], ids=["plain", "state"])
 def test_kafka_to_kafka_survives_kills(tmp_path, kafka, stateful):
-    """This broker never gives up the transaction of a dead worker, and everything behind stays invisible; so with state,
-    which is changed by one micro-batch at a time, the kills come between transactions.
+    """This broker never gives up the transaction of a dead worker, and what is behind stays invisible; so with state,
+    where one micro-batch follows the other, the kills come between transactions.
     """
     count = COUNT
     source, calm_sink, hit_sink = kafka.topic("in", 2), kafka.topic("calm"), kafka.topic("hit")
