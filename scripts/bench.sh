@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh test
-exec .venv/bin/python -m benchmarks.run "$@"
+.venv/bin/python -m benchmarks.run "$@"
+[ $# -gt 0 ] || .venv/bin/python -m benchmarks.batch
