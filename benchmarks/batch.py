@@ -46,7 +46,7 @@ Turn = Callable[[], Run]
 
 
 def turns_of(model: Model, source: Path, folder: Path, ceiling: Ceiling) -> dict[str, Turn]:
-    """Every contender, by name; peers get the ceiling's best batch size."""
+    """Every contender, by name; scripts get the ceiling's best batch size."""
     batch = ceiling.setup.batch
     return {
         CEILING: lambda: Run(ceiling.measure(3.0)),
@@ -91,13 +91,15 @@ def table(title: str, runs: dict[str, dict[int, Run]], setup: str, no_goal: str)
     return [*lines, ""]
 
 
-def rows_section(name: str, rows: int, rounds: int, folder: Path) -> list[str]:
+def rows_section(name: str, rows: int, rounds: int, folder: Path, without: str) -> list[str]:
     model: Model = getattr(models, name)()
     source = rows_file(model, rows, folder)
     best, _ = search(model, 1.0, BATCHES[name])
     ceiling = Ceiling(model, best)
     try:
-        runs = play(name, turns_of(model, source, folder, ceiling), rounds)
+        turns = turns_of(model, source, folder, ceiling)
+        turns.pop(without, None)
+        runs = play(name, turns, rounds)
     finally:
         ceiling.close()
     lines = table(f"{name}, {rows:,} rows", runs, str(best), CEILING if name == "digits" else "")
@@ -129,6 +131,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds of a quarter of the rows")
     parser.add_argument("--only", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
     parser.add_argument("--rounds", type=int, default=0, help="rounds of each model (5; 2 with --quick)")
+    parser.add_argument("--without", default="", help=f"leave one out, such as '{RAY}'")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of RESULTS.md")
     options = parser.parse_args()
     rounds = options.rounds or (2 if options.quick else 5)
@@ -145,9 +148,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only.split(","):
             rows = ROWS[name] // (4 if options.quick else 1)
-            make = prompts_section if name == "smollm2" else lambda *given, name=name: rows_section(name, *given)
             try:
-                lines += make(rows, rounds, Path(folder))
+                if name == "smollm2":
+                    lines += prompts_section(rows, rounds, Path(folder))
+                else:
+                    lines += rows_section(name, rows, rounds, Path(folder), options.without)
             except Unavailable as error:
                 lines += [f"{name} was left out: {error}", ""]
     section = "\n".join(lines)
