@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
 model, source, target, batch = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -46,7 +47,7 @@ class Predict:
 ray.init(num_cpus=2 * cores, include_dashboard=False, log_to_driver=False, logging_level="error")
 ray.data.DataContext.get_current().enable_progress_bars = False
 rows = ray.data.read_parquet(source)
-count = rows.count()
+count = pq.ParquetFile(source).metadata.num_rows  # Ray Data would count for ten seconds
 pool = ray.data.ActorPoolStrategy(size=cores)
 rows.map_batches(Predict, batch_size=batch, batch_format="pyarrow", compute=pool, num_cpus=1).write_parquet(target)
 end = time.time()
