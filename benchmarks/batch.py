@@ -155,9 +155,12 @@ def main() -> None:
                     lines += rows_section(name, rows, rounds, Path(folder), options.without)
             except Unavailable as error:
                 lines += [f"{name} was left out: {error}", ""]
-    section = "\n".join(lines)
-    print(section)
-    results = options.out / "RESULTS.md"
+            keep("\n".join(lines), options.out / "RESULTS.md")
+    print("\n".join(lines))
+
+
+def keep(section: str, results: Path) -> None:
+    """Write what is known so far, so that a run which is broken off leaves the models that it had done."""
     document = results.read_text() if results.exists() else "# Results\n"
     results.write_text(insert(document, section, BEGIN, END))
 
