@@ -1,0 +1,118 @@
+"""Real brokers on free ports, and one way to put events in and to read answers, so that the same tests run on all."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.streams.conftest import free_port, wait_for
+
+
+class Broker:
+    """A program with its data in a folder. Killed and started again it has what it had acknowledged."""
+
+    program = ""
+    scheme = ""
+    once = True
+    """Whether a pair of these ends answers each event once, also across kills."""
+    options = "lease=0.5"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        command = self.command(shutil.which(self.program))
+        with (self.folder / "broker.log").open("a") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+        wait_for(self.port)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def names(self) -> tuple[str, str]:
+        """A source and a sink that were not there."""
+        mark = uuid.uuid4().hex[:8]
+        return f"in-{mark}", f"out-{mark}"
+
+    def source(self, name: str, **more: object) -> str:
+        query = "&".join([*filter(None, [self.options]), *(f"{key}={value}" for key, value in more.items())])
+        return f"{self.scheme}://127.0.0.1:{self.port}/{name}?{query}"
+
+    def sink(self, name: str) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}/{name}"
+
+    def command(self, program: str) -> list[str]:
+        raise NotImplementedError
+
+    async def prepare(self, *names: str) -> None:
+        """Make what an operator makes before a stream runs."""
+
+    async def put(self, name: str, rows: list) -> None:
+        """Events; bytes as they are."""
+        raise NotImplementedError
+
+    async def read(self, name: str) -> list[dict]:
+        """Everything that is in a sink, in order."""
+        raise NotImplementedError
+
+
+class RedisBroker(Broker):
+    program = "redis-server"
+    scheme = "redis"
+
+    def command(self, program):
+        data = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        return [program, "--port", str(self.port), "--bind", "127.0.0.1", *data]
+
+    def client(self):
+        from redis.asyncio import Redis
+
+        return Redis(port=self.port, protocol=2)
+
+    async def put(self, name, rows):
+        async with self.client() as redis:
+            pipe = redis.pipeline(transaction=False)
+            for row in rows:
+                key = str(row["k"]) if isinstance(row, dict) and "k" in row else ""
+                pipe.xadd(name, {"key": key, "value": encoded(row)})
+            await pipe.execute()
+
+    async def read(self, name):
+        async with self.client() as redis:
+            return [json.loads(fields[b"value"]) for _, fields in await redis.xrange(name)]
+
+
+BROKERS = [RedisBroker]
+
+
+def encoded(row) -> bytes:
+    return row if isinstance(row, bytes) else json.dumps(row).encode()
+
+
+def opened(kind: type[Broker], folder: Path) -> Broker:
+    if shutil.which(kind.program) is None:
+        pytest.skip(f"{kind.program} is not installed")
+    pytest.importorskip({"redis": "redis", "nats": "nats", "mqtt": "aiomqtt"}[kind.scheme])
+    broker = kind(folder)
+    broker.start()
+    return broker
+
+
+async def until(read, count: int, timeout_s: float = 20.0) -> list[dict]:
+    """What is read once there are so many, or in the end."""
+    end = time.monotonic() + timeout_s
+    while True:
+        found = await read()
+        if len(found) >= count or time.monotonic() > end:
+            return found
+        await asyncio.sleep(0.05)
