@@ -27,6 +27,9 @@ SCHEMES = {
     "null": Scheme("foretell.streams.stdio"),
     "kafka": Scheme("foretell.streams.kafka", "kafka", timed=True, groups=True),
     "redis": Scheme("foretell.streams.redis", "redis", timed=True),
+    "nats": Scheme("foretell.streams.nats", "nats", timed=True),
+    "http": Scheme("foretell.streams.webhook", "webhook"),
+    "https": Scheme("foretell.streams.webhook", "webhook"),
 }
 
 

@@ -4,7 +4,6 @@ The last id of the consumer group is the committed position. Entries are not cla
 for that hands entries of one key to several consumers at once and brings those of a dead one back out of order.
 """
 
-import asyncio
 import contextlib
 import time
 import uuid
@@ -16,6 +15,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from foretell.core.errors import ConfigError, StreamError
+from foretell.streams.beat import Beat
 from foretell.streams.ends import EndUrl
 from foretell.streams.message import Message, Partition, Record, Refusal, ends
 from foretell.streams.protocol import Resume, Source, StreamReset, is_replayed
@@ -38,7 +38,7 @@ class RedisSource:
     def __init__(self, client: RedisClient, streams: list[str], group: str, options: "_Reading") -> None:
         self.client = client
         self.group = group
-        self.token = ""
+        self.token = uuid.uuid4().hex
         self._streams = streams
         self._options = options
         self._resume = Resume()
@@ -49,22 +49,27 @@ class RedisSource:
         """Entries ever added to a stream up to where it was polled, as soon as that is known."""
         self._lag = -1
         self._lost = ""
-        self._renewing: asyncio.Task[None] | None = None
+        self._renewed = 0.0
+        self._beat: Beat | None = None
 
     async def open(self, resume: Resume) -> None:
         """Take the streams. Raises `StreamReset` while another reader has one, so that what it did is read anew."""
         self._resume, self._lost, self._lag = resume, "", -1
-        self.token = uuid.uuid4().hex
         redis = await self.client.connect()
         lease_ms = int(self._options.lease_s * 1000)
         with self.client.told():
             for stream in self._streams:
-                if not await redis.set(self.lease(stream), self.token, nx=True, px=lease_ms):
+                lease = self.lease(stream)
+                if not (
+                    await redis.set(lease, self.token, nx=True, px=lease_ms)
+                    or await redis.eval(RENEW, 1, lease, self.token, lease_ms)
+                ):
                     await self._release()
                     raise StreamReset(f'stream "{stream}" is read by another of group "{self.group}"; standing by')
             for stream in self._streams:
                 await self._begin(redis, stream)
-        self._renewing = asyncio.create_task(self._renew(redis))
+        self._renewed = time.monotonic()
+        self._beat = Beat(self._renew, self._options.lease_s / 4)
 
     async def poll(self, most: int) -> list[Message] | None:
         """Entries behind those polled; waits a moment for one."""
@@ -95,10 +100,9 @@ class RedisSource:
         return self._lag
 
     async def close(self) -> None:
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
-            self._renewing = None
+        if self._beat is not None:
+            await self._beat.close()
+            self._beat = None
         for partition in self._partitions.values():
             partition.held = False
         with contextlib.suppress(StreamError, ConfigError):
@@ -144,22 +148,21 @@ class RedisSource:
             done is not None and is_replayed(entry, done),
         )
 
-    async def _renew(self, redis: Redis) -> None:
+    async def _renew(self) -> bool:
         """Say that this reader lives, and see how much waits. What is lost is void."""
-        lease_s, renewed = self._options.lease_s, time.monotonic()
-        while not self._lost:
-            await asyncio.sleep(lease_s / 4)
-            kept = 1
-            with contextlib.suppress(exceptions.RedisError, OSError):
-                for stream in self._streams:
-                    kept &= await redis.eval(RENEW, 1, self.lease(stream), self.token, int(lease_s * 1000))
-                if kept:
-                    renewed = time.monotonic()
-                    await self._measure(redis)
-            if not kept or time.monotonic() > renewed + lease_s:
-                self._lost = f'the lease on "{", ".join(self._streams)}" was lost; another may read there now'
-                for partition in self._partitions.values():
-                    partition.held = False
+        lease_s, kept = self._options.lease_s, 1
+        redis = await self.client.connect()
+        with contextlib.suppress(exceptions.RedisError, OSError):
+            for stream in self._streams:
+                kept &= await redis.eval(RENEW, 1, self.lease(stream), self.token, int(lease_s * 1000))
+            if kept:
+                self._renewed = time.monotonic()
+                await self._measure(redis)
+        if not kept or time.monotonic() > self._renewed + lease_s:
+            self._lost = f'the lease on "{", ".join(self._streams)}" was lost; another may read there now'
+            for partition in self._partitions.values():
+                partition.held = False
+        return not self._lost
 
     async def _measure(self, redis: Redis) -> None:
         lag = 0

@@ -92,7 +92,47 @@ class RedisBroker(Broker):
             return [json.loads(fields[b"value"]) for _, fields in await redis.xrange(name)]
 
 
-BROKERS = [RedisBroker]
+class NatsBroker(Broker):
+    program = "nats-server"
+    scheme = "nats"
+
+    def command(self, program):
+        path = self.folder / "nats.conf"
+        path.write_text(
+            f'port: {self.port}\nhost: "127.0.0.1"\nmax_payload: 1MB\njetstream {{ store_dir: "{self.folder}" }}\n'
+        )
+        return [program, "-c", str(path)]
+
+    async def client(self):
+        import nats
+
+        client = await nats.connect(f"nats://127.0.0.1:{self.port}", connect_timeout=5)
+        return client, client.jetstream()
+
+    async def prepare(self, *names):
+        client, js = await self.client()
+        for name in names:
+            await js.add_stream(name=name, subjects=[name, f"{name}.>"])
+        await client.close()
+
+    async def put(self, name, rows):
+        client, js = await self.client()
+        for row in rows:
+            key = str(row["k"]) if isinstance(row, dict) and "k" in row else "none"
+            await js.publish_async(f"{name}.{key}", encoded(row))
+        await js.publish_async_completed()
+        await client.close()
+
+    async def read(self, name):
+        client, js = await self.client()
+        count = (await js.stream_info(name)).state.messages
+        inbox = await js.subscribe(name, ordered_consumer=True)
+        found = [json.loads((await inbox.next_msg(5)).data) for _ in range(count)]
+        await client.close()
+        return found
+
+
+BROKERS = [RedisBroker, NatsBroker]
 
 
 def encoded(row) -> bytes:

@@ -43,7 +43,7 @@ def stream(source: str | Source, sink: str | Sink, dead: str, most: int = 64, de
 
 
 async def main(source: str, sink: str, dead: str) -> None:
-    processor = stream(source, sink, dead, 16, 0.005)
+    processor = stream(source, sink, dead, 8, 0.01)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, processor.stop)
     await processor.run()
 

@@ -126,7 +126,7 @@ async def test_what_was_answered_and_not_committed_comes_again_and_is_dropped_wh
 async def test_kills_lose_nothing(broker, tmp_path):
     source, sink = broker.names()
     await broker.prepare(source, sink)
-    await broker.put(source, events(1500))
+    await broker.put(source, events(3000))
     command = [sys.executable, "-m", "tests.streams.end_child", broker.source(source), broker.sink(sink)]
     chance, seen = random.Random(5), 0
     for _ in range(3):
@@ -136,13 +136,13 @@ async def test_kills_lose_nothing(broker, tmp_path):
         child.kill()
         child.wait()
         seen = len(await broker.read(sink))
-        assert seen < 1500, "it has to be killed in mid-stream"
+        assert seen < 3000, "it has to be killed in mid-stream"
     async with running(stream(broker.source(source), broker.sink(sink), str(tmp_path / "dead"))):
-        found = await until(lambda: all_of(broker, sink, 1500), 1500)
+        found = await until(lambda: all_of(broker, sink, 3000), 3000)
     if broker.once:
-        assert values(found) == doubled(1500)
+        assert values(found) == doubled(3000)
     else:
-        assert sorted(set(values(found))) == doubled(1500)
+        assert sorted(set(values(found))) == doubled(3000)
 
 
 async def all_of(broker, sink: str, count: int) -> list[dict]:
@@ -209,7 +209,7 @@ async def test_a_reader_that_was_believed_dead_commits_nothing(broker, tmp_path)
     frozen, heir = open_source(broker.source(source)), open_source(broker.source(source))
     await frozen.open(Resume())
     polled = await frozen.poll(5)
-    frozen._renewing.cancel()
+    await frozen._beat.close()
     await asyncio.sleep(0.7)
     await until(lambda: taken(heir), 1, 5)
     with pytest.raises(StreamError):
