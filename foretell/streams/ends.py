@@ -28,6 +28,7 @@ SCHEMES = {
     "kafka": Scheme("foretell.streams.kafka", "kafka", timed=True, groups=True),
     "redis": Scheme("foretell.streams.redis", "redis", timed=True),
     "nats": Scheme("foretell.streams.nats", "nats", timed=True),
+    "mqtt": Scheme("foretell.streams.mqtt", "mqtt"),
     "http": Scheme("foretell.streams.webhook", "webhook"),
     "https": Scheme("foretell.streams.webhook", "webhook"),
 }

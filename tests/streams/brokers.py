@@ -8,8 +8,16 @@ import time
 import uuid
 from pathlib import Path
 
+import nats
 import pytest
+from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from redis.asyncio import Redis
 
+from foretell.streams.ends import open_source
+from foretell.streams.protocol import Resume
 from tests.streams.conftest import free_port, wait_for
 
 
@@ -71,12 +79,21 @@ class RedisBroker(Broker):
     scheme = "redis"
 
     def command(self, program):
-        data = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        data = [
+            "--dir",
+            str(self.folder),
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--save",
+            "",
+            "--proto-max-bulk-len",
+            "1mb",
+        ]
         return [program, "--port", str(self.port), "--bind", "127.0.0.1", *data]
 
     def client(self):
-        from redis.asyncio import Redis
-
         return Redis(port=self.port, protocol=2)
 
     async def put(self, name, rows):
@@ -104,8 +121,6 @@ class NatsBroker(Broker):
         return [program, "-c", str(path)]
 
     async def client(self):
-        import nats
-
         client = await nats.connect(f"nats://127.0.0.1:{self.port}", connect_timeout=5)
         return client, client.jetstream()
 
@@ -132,7 +147,70 @@ class NatsBroker(Broker):
         return found
 
 
-BROKERS = [RedisBroker, NatsBroker]
+class MqttBroker(Broker):
+    program = "mosquitto"
+    scheme = "mqtt"
+    once = False
+    options = ""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self._collected: dict[str, list[dict]] = {}
+        self._clients = []
+
+    def command(self, program):
+        path = self.folder / "mosquitto.conf"
+        path.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence true\n"
+            f"persistence_location {self.folder}/\nmax_queued_messages 0\nmax_inflight_messages 1000\n"
+            f"max_packet_size 1000000\nuser root\n"
+        )
+        return [program, "-c", str(path)]
+
+    def kill(self):
+        """Mosquitto writes what it holds when it is asked to end, not when it is killed."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
+
+    async def prepare(self, *names):
+        """Sessions that keep what comes: the stream's, and one that collects the answers."""
+        source, sink = names
+        reader = open_source(self.source(source))
+        await reader.open(Resume())
+        await reader.close()
+        found = self._collected.setdefault(sink, [])
+        client = Client(CallbackAPIVersion.VERSION2, client_id=f"all-{sink}", protocol=MQTTv5)
+        client.reconnect_delay_set(0.05, 0.1)
+        expiry = Properties(PacketTypes.CONNECT)
+        expiry.SessionExpiryInterval = 3600
+        client.on_connect = lambda client, *_: client.subscribe(sink, qos=1)
+        client.on_message = lambda _client, _data, message: found.append(json.loads(message.payload))
+        ready = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        client.on_subscribe = lambda *_: loop.is_closed() or loop.call_soon_threadsafe(ready.set)
+        client.connect("127.0.0.1", self.port, clean_start=False, properties=expiry)
+        client.loop_start()
+        await asyncio.wait_for(ready.wait(), 10)
+        self._clients.append(client)
+
+    async def put(self, name, rows):
+        client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
+        client.max_inflight_messages_set(900)
+        client.connect("127.0.0.1", self.port)
+        client.loop_start()
+        sent = [client.publish(name, encoded(row), qos=1) for row in rows]
+        for each in sent:
+            await asyncio.to_thread(each.wait_for_publish, 10)
+        client.disconnect()
+        client.loop_stop()
+
+    async def read(self, name):
+        return list(self._collected[name])
+
+
+BROKERS = [RedisBroker, NatsBroker, MqttBroker]
 
 
 def encoded(row) -> bytes:
@@ -142,17 +220,16 @@ def encoded(row) -> bytes:
 def opened(kind: type[Broker], folder: Path) -> Broker:
     if shutil.which(kind.program) is None:
         pytest.skip(f"{kind.program} is not installed")
-    pytest.importorskip({"redis": "redis", "nats": "nats", "mqtt": "aiomqtt"}[kind.scheme])
     broker = kind(folder)
     broker.start()
     return broker
 
 
-async def until(read, count: int, timeout_s: float = 20.0) -> list[dict]:
+async def until(read, count: int, timeout_s: float = 20.0, every_s: float = 0.05) -> list[dict]:
     """What is read once there are so many, or in the end."""
     end = time.monotonic() + timeout_s
     while True:
         found = await read()
         if len(found) >= count or time.monotonic() > end:
             return found
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(every_s)
