@@ -23,6 +23,7 @@ from foretell.server.openai import OpenAi
 from foretell.server.openai_shape import error_response
 from foretell.server.openapi import Docs
 from foretell.server.router import Router
+from foretell.server.row_stream import RowStreams
 
 
 def no_metrics() -> tuple[bytes, str]:
@@ -44,6 +45,7 @@ class App:
         version: str = "0",
     ) -> None:
         routes = [*OpenInference(plane, version).routes(), *GenerateApi(plane).routes(), *OpenAi(plane).routes()]
+        routes += RowStreams(plane).routes()
         routes += Admin(plane, metrics, routing).routes()
         self.router = Router([*routes, *Docs(routes, version).routes()])
         self.find = self.router.find
