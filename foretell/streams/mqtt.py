@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
 from paho.mqtt.client import MQTTMessage
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
@@ -103,8 +101,8 @@ class MqttSource:
 
 
 class MqttSink:
-    """A topic. At least once: a broker takes the same answer twice. Each carries its source and position, in itself and
-    as user properties, by which a reader can tell. As safe as the broker: Mosquitto keeps it in memory unless set.
+    """A topic. At least once: a broker takes the same answer twice. Each names its source and position, by which a
+    reader can tell. As safe as the broker: Mosquitto keeps it in memory unless set.
     """
 
     remembers = False
@@ -130,7 +128,7 @@ class MqttSink:
                 reason = f"the answer has {len(record.value):,} bytes, the broker takes {limit:,}"
                 refused.append(Refusal(record.message, reason))
             else:
-                sent.append((record, await self._client.publish(self._topic, record.value, _properties(record))))
+                sent.append((record, await self._client.publish(self._topic, record.value)))
         if sent:
             reasons = await self._client.acknowledged([each for _, each in sent])
             for (record, _), reason in zip(sent, reasons, strict=True):
@@ -179,10 +177,3 @@ def _topic(url: EndUrl) -> str:
     if "#" in url.text:
         raise ConfigError(f'"{url.text}": # ends a URL; write it %23')
     return topic
-
-
-def _properties(record: Record) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)
-    message = record.message
-    properties.UserProperty = [("foretell-source", message.partition.name), ("foretell-position", message.position)]
-    return properties

@@ -6,6 +6,7 @@ FORETELL_MQTT_CA names the file of an authority.
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,10 +75,25 @@ class MqttClient:
         if os.environ.get("FORETELL_MQTT_TLS") == "yes":
             paho.tls_set(ca_certs=os.environ.get("FORETELL_MQTT_CA"))
 
+        came: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+
         def call(function: Callable[..., None], *arguments: object) -> None:
-            """In the loop, unless it is gone or this connection is no more the one."""
-            if self._paho is paho and not loop.is_closed():
-                loop.call_soon_threadsafe(function, *arguments)
+            """In the loop, unless it is gone; it is woken once for all that came meanwhile."""
+            came.append((function, arguments))
+            if len(came) == 1 and not loop.is_closed():
+                loop.call_soon_threadsafe(take)
+
+        def take() -> None:
+            try:
+                while came:
+                    function, arguments = came[0]
+                    if self._paho is paho:
+                        function(*arguments)
+                    came.popleft()
+            except Exception:
+                came.popleft()
+                loop.call_soon(take)
+                raise
 
         paho.on_connect = lambda _c, _u, _flags, reason, more: call(self._connected, _flags, reason, more)
         paho.on_disconnect = lambda _c, _u, _flags, reason, _more: call(self._disconnected, reason)
@@ -122,14 +138,14 @@ class MqttClient:
         if reason[0].is_failure:
             raise ConfigError(f'{self} refuses the subscription to "{topics}": {reason[0]}')
 
-    async def publish(self, topic: str, value: bytes, properties: Properties) -> "asyncio.Future[ReasonCode]":
+    async def publish(self, topic: str, value: bytes) -> "asyncio.Future[ReasonCode]":
         """With QoS 1, once the broker has room for it; see `acknowledged`. Raises `StreamError`."""
         gate = self._gate
         await gate.acquire()
         if self.lost:
             gate.release()
             raise StreamError(f"{self}: {self.lost}")
-        waiting = self.expect(self._paho.publish(topic, value, qos=1, properties=properties).mid)
+        waiting = self.expect(self._paho.publish(topic, value, qos=1).mid)
         waiting.add_done_callback(lambda _: gate.release())
         return waiting
 

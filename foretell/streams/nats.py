@@ -10,18 +10,19 @@ import contextlib
 import re
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from foretell.core.errors import ConfigError, ForetellError, StreamError
 from foretell.streams.beat import Beat
 from foretell.streams.ends import EndUrl
 from foretell.streams.message import Message, Partition, Record, Refusal, ends
-from foretell.streams.nats_client import FAULTS, NatsClient
+from foretell.streams.nats_client import FAULTS, NatsClient, Stored
 from foretell.streams.protocol import Resume, StreamReset, is_replayed
 
 WAIT_S = 0.1
@@ -33,7 +34,6 @@ EXPIRES_S = 60.0
 IDLE_S = 30.0
 """When the server removes the consumer of a reader that is gone."""
 BUCKET = "foretell"
-PATIENCE_S = 30.0
 TOO_LARGE = 10054
 SOURCE, NEXT, KEY = "Foretell-Source", "Foretell-Next", "Foretell-Key"
 _ID = "Nats-Msg-Id"
@@ -68,7 +68,9 @@ class NatsSource:
         self._held = Held(self._token, options.lease_s)
         self._revision = 0
         self._writing = asyncio.Lock()
-        self._inbox: Any = None
+        self._came: deque[Any] = deque()
+        self._some = asyncio.Event()
+        self._inbox = ""
         self._consumer = ""
         self._asked = 0
         self._asked_at = 0.0
@@ -108,8 +110,9 @@ class NatsSource:
             )
             made = await js.add_consumer(self._stream, config)
             self._consumer = made.name
-            inbox = self._client.nats.new_inbox()
-            self._inbox = await self._client.nats.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
+            self._inbox = self._client.nats.new_inbox()
+            self._came.clear()
+            await self._client.nats.subscribe(self._inbox, cb=self._receive)
             self._asked = 0
             await self._ask()
         self._renewed = time.monotonic()
@@ -118,19 +121,19 @@ class NatsSource:
     async def poll(self, most: int) -> list[Message] | None:
         """What has come; waits a moment for one."""
         self._check()
-        messages: list[Message] = []
         try:
-            with self._client.told(), contextlib.suppress(TimeoutError):
+            with self._client.told():
                 await self._ask()
-                while len(messages) < most and (not messages or self._inbox.pending_msgs):
-                    message = self._message(await self._inbox.next_msg(WAIT_S))
-                    if message is not None:
-                        messages.append(message)
         except StreamError as error:
             raise StreamReset(error.message) from None
-        if not messages and not self._client.alive:
-            raise StreamReset("the connection to NATS is gone")
-        return messages
+        if not self._came:
+            if not self._client.alive:
+                raise StreamReset("the connection to NATS is gone")
+            self._some.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._some.wait(), WAIT_S)
+        found = (self._message(self._came.popleft()) for _ in range(min(most, len(self._came))))
+        return [message for message in found if message is not None]
 
     async def commit(self, messages: Sequence[Message]) -> None:
         last = ends(message for message in messages if not message.replayed)
@@ -139,7 +142,7 @@ class NatsSource:
 
     def lag(self) -> int:
         """Messages of the stream behind those polled, as the last one told."""
-        return -1 if self._lag < 0 else self._lag + (self._inbox.pending_msgs if self._inbox is not None else 0)
+        return -1 if self._lag < 0 else self._lag + len(self._came)
 
     async def close(self) -> None:
         if self._beat is not None:
@@ -155,6 +158,10 @@ class NatsSource:
 
     # Messages
 
+    async def _receive(self, item: Any) -> None:
+        self._came.append(item)
+        self._some.set()
+
     async def _ask(self) -> None:
         """Keep the server asked for `AHEAD` messages; it answers as they come, and forgets what it was asked."""
         now = time.monotonic()
@@ -162,7 +169,7 @@ class NatsSource:
             wanted = AHEAD - (self._asked if now <= self._asked_at + EXPIRES_S else 0)
             question = msgspec.json.encode({"batch": wanted, "expires": int(EXPIRES_S * 2e9)})
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-            await self._client.nats.publish(subject, question, self._inbox.subject)
+            await self._client.nats.publish(subject, question, self._inbox)
             self._asked += wanted
             self._asked_at = now
 
@@ -289,10 +296,10 @@ class NatsSink:
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
         """Stored, in order."""
-        js = await self._client.connect()
+        await self._client.connect()
         refused: list[Refusal] = []
         stuck: dict[str, str] = {}
-        sent: list[tuple[Record, asyncio.Future[Any]]] = []
+        sent: list[tuple[Record, asyncio.Future[Stored]]] = []
         with self._client.told():
             for record in records:
                 message = record.message
@@ -302,21 +309,17 @@ class NatsSink:
                     # It is no dead letter yet, so a restart has to come back to it.
                     stuck.setdefault(message.partition.name, message.position)
                     continue
-                headers = self._headers(record, stuck)
-                future = await js.publish_async(self._subject, record.value, PATIENCE_S, headers=headers)
-                sent.append((record, future))
-            if sent:
-                await asyncio.wait([future for _, future in sent], timeout=PATIENCE_S)
-            for record, future in sent:
-                if not future.done():
-                    future.cancel()
-                    raise StreamError(f'"{self._subject}": no acknowledgement within {PATIENCE_S:.0f} s')
-                try:
-                    future.result()
-                except APIError as error:
-                    if error.err_code != TOO_LARGE:
-                        raise
-                    refused.append(Refusal(record.message, f"the answer is too large for the sink: {error}"))
+                sent.append(
+                    (record, await self._client.store(self._subject, record.value, self._headers(record, stuck)))
+                )
+            answers = await self._client.stored([each for _, each in sent])
+        for (record, _), answer in zip(sent, answers, strict=True):
+            if answer.error is None:
+                continue
+            if answer.error.err_code != TOO_LARGE:
+                raise StreamError(f'"{self._subject}" does not take an answer: {answer.error.description}')
+            reason = f"the answer is too large for the sink: {answer.error.description}"
+            refused.append(Refusal(record.message, reason))
         return refused
 
     async def close(self) -> None:

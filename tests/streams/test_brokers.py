@@ -132,7 +132,7 @@ async def test_what_was_answered_and_not_committed_comes_again_and_is_dropped_wh
 async def test_kills_lose_nothing(broker, tmp_path):
     source, sink = broker.names()
     await broker.prepare(source, sink)
-    await broker.put(source, events(3000))
+    await broker.put(source, events(2000))
     command = [sys.executable, "-m", "tests.streams.end_child", broker.source(source), broker.sink(sink)]
     chance, seen = random.Random(5), 0
     for _ in range(2):
@@ -142,13 +142,13 @@ async def test_kills_lose_nothing(broker, tmp_path):
         child.kill()
         child.wait()
         seen = len(await broker.read(sink))
-        assert seen < 3000, "it has to be killed in mid-stream"
+        assert seen < 2000, "it has to be killed in mid-stream"
     async with running(stream(broker.source(source), broker.sink(sink), str(tmp_path / "dead"))):
-        found = await until(lambda: all_of(broker, sink, 3000), 3000, every_s=0.3)
+        found = await until(lambda: all_of(broker, sink, 2000), 2000, every_s=0.2)
     if broker.once:
-        assert values(found) == doubled(3000)
+        assert values(found) == doubled(2000)
     else:
-        assert sorted(set(values(found))) == doubled(3000)
+        assert sorted(set(values(found))) == doubled(2000)
 
 
 async def all_of(broker, sink: str, count: int) -> list[dict]:
