@@ -1,9 +1,21 @@
-"""What every test may rely on: both clients of the inference protocol can be imported in one process."""
+"""What every test may rely on: both clients of the inference protocol can be imported in one process, and programs that
+tests start do not compile what they import anew.
+"""
 
 import importlib
+import os
+import sys
+from pathlib import Path
 from unittest import mock
 
 from google.protobuf import descriptor_pool
+
+# Where Python may not write bytecode beside the sources, it goes beside the environment: the tests start hundreds of
+# programs, and each would spend more than a second on compiling.
+if sys.dont_write_bytecode:
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(sys.prefix, "pycache")))
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # tritonclient and kserve both define the package "inference" in protobuf's default pool, which then refuses the
 # one that is imported second. Here tritonclient's definitions go to a pool of their own; the client is unchanged.

@@ -1,38 +1,43 @@
 """Batch jobs: a plane of their own around the model, without a server. Composes store, plane and the batch room."""
 
 import asyncio
+import contextlib
+import importlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from foretell.app.config import Config, ObservationSettings
-from foretell.app.deployments import deployment_spec, generation_settings, with_draft
-from foretell.app.telemetry import Telemetry
-from foretell.batch.generating import PromptScorer
+from foretell.app.config import Config
+from foretell.app.deployments import deployment_spec, generation_settings, replica_settings, with_draft
+from foretell.app.scoring import scoring, scoring_there
 from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
-from foretell.batch.prompts import PromptQuestion
 from foretell.batch.question import layout_of, question_of
 from foretell.batch.report import NAMES, Report, make_report, render_html, render_json
 from foretell.batch.run import JobRun, Progress, leave
-from foretell.batch.scoring import RowScorer, Scorer
 from foretell.batch.source import Source
-from foretell.batch.spec import JobSpec, Plan, check_same, check_unchanged, decode_plan, decode_spec, encode
-from foretell.core.errors import PackageError
-from foretell.core.observation import Observation
+from foretell.batch.spec import (
+    JobSpec,
+    Plan,
+    check_no_calls,
+    check_same,
+    check_unchanged,
+    decode_plan,
+    decode_spec,
+    encode,
+)
+from foretell.batch.work import Crew, LocalCrew
+from foretell.core.errors import ConfigError, PackageError
 from foretell.core.reference import Reference, parse_reference
 from foretell.core.settings import CacheSettings
 from foretell.fleet.launcher import Launcher, LocalProcess
-from foretell.fleet.spec import MOST_REPLICAS
-from foretell.plane.plane import Plane
 from foretell.plane.spec import DeploymentSpec
 from foretell.store.job import JobInfo
 from foretell.store.store import Store
-
-SLOTS = 3
-"""Requests under way for each replica: one runs, one is in its socket, one waits."""
 
 _NO_LIMIT = 2**40
 
@@ -57,60 +62,55 @@ def submit(store: Store, spec: JobSpec, source: Source, resume: bool = False) ->
 
 
 class BatchService:
-    """Runs jobs of a store. `observations` as of a server: nothing is kept unless they say so."""
+    """Runs jobs of a store: in this process, or with `ray` (the address of a cluster; "": the one that is here, or
+    a new one) on workers there. `observations` as of a server: nothing is kept unless they say so.
+    """
 
-    def __init__(self, config: Config, store: Store, launch: Launcher = LocalProcess) -> None:
+    def __init__(self, config: Config, store: Store, launch: Launcher = LocalProcess, ray: str | None = None) -> None:
         self._config = config
         self._store = store
-        quiet = ObservationSettings(access_log="", folder=config.observations.folder)
-        self._telemetry = Telemetry(quiet, tuple)
-        self._bill: dict[str, float] = {}
-        self._plane = Plane(launch, self._record)
+        self._launch = launch
+        self._ray = ray
 
     async def run(
         self, job: JobInfo, source: Source, tell: Callable[[Progress], None] = lambda progress: None
     ) -> Report:
         """Claim a job and bring it to its end. Raises why it could not; then it can be resumed."""
+        check_no_calls(job.id, decode_spec(job.spec))
         jobs, owner = self._store.jobs, this_process()
+        workers = None if self._ray is None else _workers()
         claimed = await asyncio.to_thread(jobs.claim, job.id, owner, time.time(), gone)
         claimed = msgspec.structs.replace(claimed, spec=job.spec)
-        spec = decode_spec(claimed.spec)
-        self._telemetry.start()
-        try:
-            scorer = await self._scorer(spec, source)
-            run = JobRun(claimed, jobs, owner, source, scorer, tell)
-            await run.run()
-            return await asyncio.to_thread(self._finish, run, owner)
-        except BaseException as error:
-            leave(jobs, claimed.id, owner, error)
-            raise
-        finally:
-            await self._plane.close(0.0)
-            await asyncio.to_thread(self._telemetry.close)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                crew = await stack.enter_async_context(self._crew(claimed, source, workers))
+                run = JobRun(claimed, jobs, owner, source, crew, tell)
+                await run.run()
+                return await asyncio.to_thread(self._finish, run, owner)
+            except BaseException as error:
+                leave(jobs, claimed.id, owner, error)
+                raise
 
-    async def _scorer(self, spec: JobSpec, source: Source) -> Scorer:
-        """The model in service, and what asks it."""
-        reference = parse_reference(spec.model)
-        deployment = await asyncio.to_thread(self._spec, reference, spec.digest)
-        await self._plane.deploy(deployment)
+    @contextlib.asynccontextmanager
+    async def _crew(self, job: JobInfo, source: Source, workers: Any) -> AsyncIterator[Crew]:
+        """Whoever does the parts, with the model in service. `workers` is the module that knows Ray, or None."""
+        spec = decode_spec(job.spec)
+        deployment = await asyncio.to_thread(self._spec, parse_reference(spec.model), spec.digest)
+        observations = self._config.observations
+        if workers is None:
+            async with scoring(deployment, spec, observations, source, self._launch) as scorer:
+                yield LocalCrew(spec, job.attempts, source, scorer)
+            return
         schema = await asyncio.to_thread(source.first_schema)
         question = question_of(spec, deployment.manifest, source, schema)
-        replicas = deployment.replicas.count or MOST_REPLICAS
-        dollars_per_second = deployment.replica_dollars_per_hour / 3600.0
-        if isinstance(question, PromptQuestion):
-            slots = replicas * deployment.generation.slots
-            return PromptScorer(self._plane, reference, question, slots, self._spent, dollars_per_second)
-        slots = SLOTS * replicas
-        return RowScorer(self._plane, reference, question, slots, dollars_per_second)
-
-    def _record(self, observation: Observation) -> None:
-        """Every generation's cost is kept until its row asks for it."""
-        if observation.tokens is not None:
-            self._bill[observation.request_id] = observation.cost_dollars
-        self._telemetry.record(observation)
-
-    def _spent(self, request: str) -> float:
-        return self._bill.pop(request, 0.0)
+        charge = workers.Charge(spec, job.attempts, source, partial(scoring_there, deployment, spec, observations))
+        count = replica_settings(deployment.name, deployment.manifest, self._config).count
+        crew = workers.RayCrew(self._ray, charge, question, count, deployment.replicas.threads)
+        try:
+            await crew.open()
+            yield crew
+        finally:
+            await crew.close()
 
     def _spec(self, reference: Reference, digest: str) -> DeploymentSpec:
         """As it is served, but nothing is refused for want of room, cached or timed out."""
@@ -142,3 +142,15 @@ class BatchService:
             output.write_text(name, page)
         self._store.jobs.move(run.job.id, owner, "completed", time.time(), report=text)
         return report
+
+
+def _workers() -> Any:
+    try:
+        return importlib.import_module("foretell.batch.ray")
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigError(
+            "--on ray needs the Python package ray, which is not installed here: pip install 'foretell[ray]' (on every"
+            " machine of the cluster), or leave --on out"
+        ) from None

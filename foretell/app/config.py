@@ -45,11 +45,13 @@ class ObservationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`home`: folder or fsspec URL of the packages (default: the user's data folder). `database`: SQLAlchemy URL
-    of the shared database (default: SQLite in the store).
+    of the shared database (default: SQLite in the store). `files`: folder of this machine for what clients upload
+    and batches of calls (default: `files` in the store's folder).
     """
 
     home: str = ""
     database: str = ""
+    files: str = ""
 
 
 class HardwareSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,9 +6,10 @@ from foretell.accel.hardware import usable_cores
 from foretell.app.config import Config, ModelSettings, override
 from foretell.app.packages import is_path
 from foretell.core.reference import parse_reference
-from foretell.core.settings import GenerationSettings
+from foretell.core.settings import GenerationSettings, ReplicaSettings
 from foretell.fleet.spec import fit
 from foretell.plane.spec import DeploymentSpec
+from foretell.store.manifest import Manifest
 from foretell.store.package import Package
 from foretell.store.store import Store
 
@@ -17,6 +18,13 @@ def generation_settings(name: str, package: Package, config: Config) -> Generati
     """How a language model generates; its draft may still be a reference of the store."""
     given = config.models.get(name, ModelSettings())
     settings: GenerationSettings = override(name, "generation", package.manifest.generation, given.generation)
+    return settings
+
+
+def replica_settings(name: str, manifest: Manifest, config: Config) -> ReplicaSettings:
+    """The replicas that are asked for, before what was left open is fitted to a machine."""
+    given = config.models.get(name, ModelSettings())
+    settings: ReplicaSettings = override(name, "replicas", manifest.replicas, given.replicas)
     return settings
 
 
@@ -38,8 +46,7 @@ def deployment_spec(
     manifest = package.manifest
     given = config.models.get(name, ModelSettings())
     cores = usable_cores()
-    own = override(name, "replicas", manifest.replicas, given.replicas)
-    replicas = fit(own, cores, generates=manifest.runtime == "llm")
+    replicas = fit(replica_settings(name, manifest, config), cores, generates=manifest.runtime == "llm")
     return DeploymentSpec(
         name=name,
         version=version,

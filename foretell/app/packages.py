@@ -22,12 +22,14 @@ class Opened(msgspec.Struct, frozen=True):
     package: Package
 
 
-def open_store(home: str | None = None, database: str | None = None) -> Store:
+def open_store(home: str | None = None, database: str | None = None, files: str = "") -> Store:
     """The store at `home` with the database at `database` (default: FORETELL_HOME and FORETELL_DATABASE, then the
-    user's own). Raises `ConfigError` if it cannot be opened.
+    user's own) and clients' files at `files`. Raises `ConfigError` if it cannot be opened.
     """
     return Store.open(
-        home or os.environ.get("FORETELL_HOME") or None, database or os.environ.get("FORETELL_DATABASE") or None
+        home or os.environ.get("FORETELL_HOME") or None,
+        database or os.environ.get("FORETELL_DATABASE") or None,
+        files=Path(files) if files else None,
     )
 
 

@@ -9,11 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from foretell import __version__
+from foretell.app.background import background_of
+from foretell.app.batches import Batches
 from foretell.app.catalog import Catalog
 from foretell.app.config import Config
+from foretell.app.files import StoredFiles
 from foretell.app.packages import is_path, open_target
 from foretell.app.telemetry import Telemetry
 from foretell.core.errors import ConfigError
+from foretell.core.observation import Observation
 from foretell.core.reference import Reference, parse_reference
 from foretell.fleet.launcher import Launcher, LocalProcess
 from foretell.plane.plane import Plane
@@ -34,12 +38,15 @@ class Service:
         self.config = config
         self.http_port = self.grpc_port = 0
         self.telemetry = Telemetry(config.observations, self._live)
-        self.plane = Plane(launch, self.telemetry.record, config.observations.sample_rate)
+        self.plane = Plane(launch, self._record, config.observations.sample_rate)
+        self._background = background_of(self.plane)
         self._scratch = tempfile.TemporaryDirectory(prefix="foretell-")
         wanted, fixed = _served(config, Path(self._scratch.name))
         self.catalog = Catalog(self.plane, store, config, wanted, fixed)
         self.plane.repository = self.catalog
-        app = App(self.plane, self.telemetry.scrape, lambda: self.plane.table, __version__)
+        files = None if store.files.folder is None else StoredFiles(store.files)
+        self._batches = None if files is None else Batches(self.plane, self._background, store)
+        app = App(self.plane, self.telemetry.scrape, lambda: self.plane.table, __version__, files, self._batches)
         self._http = HttpServer(app, config.server.http)
         self._grpc: GrpcServer | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -59,6 +66,8 @@ class Service:
             await self.stop(0.0)
             raise
         self._watch = asyncio.create_task(self.catalog.watch(server.poll_s))
+        if self._batches is not None:
+            self._batches.start()
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Refuse new work, finish what was admitted within `grace_s`, then end replicas and writers."""
@@ -67,11 +76,17 @@ class Service:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+        if self._batches is not None:
+            await self._batches.stop()
         until = time.monotonic() + grace
         await asyncio.gather(self._http.drain(grace), self._grpc.drain(grace) if self._grpc else asyncio.sleep(0))
         await self.plane.close(max(0.0, until - time.monotonic()))
         await asyncio.to_thread(self.telemetry.close)
         self._scratch.cleanup()
+
+    def _record(self, observation: Observation) -> None:
+        self._background.record(observation)
+        self.telemetry.record(observation)
 
     def _live(self) -> list[LiveVersion]:
         return [

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from foretell.batch.spec import Label
 from foretell.core.errors import InvalidInput, did_you_mean
 from foretell.tables.arrays import numbers
-from foretell.tables.values import is_list, is_text, plain
+from foretell.tables.values import is_list, is_text, plain, to_numpy
 
 Z = 1.959964
 """Normal quantile of a 95 % interval."""
@@ -78,10 +78,10 @@ class Comparison:
             there = truth.is_valid()
             truth, said = truth.filter(there), said.filter(there)
         if self.way == "number":
-            return _numbers(truth.cast(pa.float64()).to_numpy(), said.cast(pa.float64()).to_numpy())
+            return _numbers(to_numpy(truth.cast(pa.float64())), to_numpy(said.cast(pa.float64())))
         if self.way == "best":
             width = len(said.flatten()) // max(len(said), 1)
-            best = said.flatten().to_numpy().reshape(-1, width).argmax(axis=1) if width else np.zeros(0, np.int64)
+            best = to_numpy(said.flatten()).reshape(-1, width).argmax(axis=1) if width else np.zeros(0, np.int64)
             said = numbers(best, pa.int64(), np.int64)
         if self.way == "half":
             said = pc.greater_equal(said, 0.5)

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from foretell.batch.part import Scored
 from foretell.batch.prompts import COUNTS, PromptQuestion
-from foretell.batch.scoring import BLAMED, PROTOCOL, together
+from foretell.batch.scoring import BLAMED, together
+from foretell.batch.spec import PROTOCOL
 from foretell.batch.tuning import Sizes
 from foretell.core.errors import InvalidInput
 from foretell.core.generation import Finished, GenerateRequest, Piece, Started

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from foretell.batch.protocol import Publish, Record, Step, SyncFolder, Write
+from foretell.batch.protocol import FileStep, Publish, SyncFolder, Write
 from foretell.batch.spec import OutputFormat
 from foretell.core.errors import ConfigError, Conflict
 from foretell.tables.arrays import lists
@@ -54,7 +54,7 @@ class OutputFolder:
     def size(self, names: tuple[str, ...]) -> int:
         return sum((self.path / name).stat().st_size for name in names)
 
-    def take(self, step: Step, contents: Contents, record: Callable[[], None]) -> None:
+    def take(self, step: FileStep, contents: Contents) -> None:
         """Take one step of `protocol.commit_steps`."""
         with _named(self.path):
             match step:
@@ -67,8 +67,6 @@ class OutputFolder:
                     (self.path / temporary).rename(self.path / name)
                 case SyncFolder(folder):
                     _sync(self.path / folder)
-                case Record():
-                    record()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file that is there whole or not at all."""

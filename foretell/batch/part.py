@@ -16,6 +16,14 @@ class Part(msgspec.Struct):
     table: pa.Table
 
 
+class PartRange(msgspec.Struct, frozen=True):
+    """A part that is not read yet: `rows` rows of its file from row `start` on."""
+
+    key: PartKey
+    start: int
+    rows: int
+
+
 class Scored(msgspec.Struct):
     """What came of the rows of a table: a column for each output, without the rows in `failed` (row → reason)."""
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 ERRORS = "_errors"
 """The folder of the rows that failed. Readers of folders leave out what begins with _ or a dot."""
 
-_NAME = re.compile(r"\.?part-\d{5,}-\d{6,}\.(parquet|csv|jsonl)(\.\d+\.tmp)?")
+_NAME = re.compile(r"\.?part-\d{5,}-\d{6,}\.(parquet|csv|jsonl)(\.\d+(-\d+)?\.tmp)?")
 
 
 class PartKey(NamedTuple):
@@ -50,7 +50,8 @@ class Record(NamedTuple):
     key: PartKey
 
 
-Step = Write | Publish | SyncFolder | Record
+FileStep = Write | Publish | SyncFolder
+Step = FileStep | Record
 
 
 def part_name(key: PartKey, folder: str, suffix: str) -> str:
@@ -62,19 +63,20 @@ def part_name(key: PartKey, folder: str, suffix: str) -> str:
     return posixpath.join(folder, f"part-{key.file:05d}-{key.part:06d}.{suffix}")
 
 
-def temporary_name(name: str, attempt: int) -> str:
-    """Where a file stays until it is complete: hidden, in the same folder. Each attempt at the job has its own, so
-    that a process which lost its lease and does not know it yet writes into nobody's file.
+def temporary_name(name: str, attempt: int, again: int = 0) -> str:
+    """Where a file stays until it is complete: hidden, in the same folder. Each attempt at the job has its own, and
+    within it whoever does a part `again`, so that a process which lost its lease, or was given up, and does not know
+    it yet writes into nobody's file.
     """
     folder, base = posixpath.split(name)
-    return posixpath.join(folder, f".{base}.{attempt}.tmp")
+    return posixpath.join(folder, f".{base}.{attempt}{f'-{again}' if again else ''}.tmp")
 
 
-def commit_steps(key: PartKey, names: Iterable[str], attempt: int) -> list[Step]:
+def commit_steps(key: PartKey, names: Iterable[str], attempt: int, again: int = 0) -> list[Step]:
     """What to do, in this order, to commit a part that consists of the files `names`."""
     names = list(names)
-    writes = [Write(name, temporary_name(name, attempt)) for name in names]
-    publishes = [Publish(name, temporary_name(name, attempt)) for name in names]
+    writes = [Write(name, temporary_name(name, attempt, again)) for name in names]
+    publishes = [Publish(name, temporary_name(name, attempt, again)) for name in names]
     folders = [SyncFolder(folder) for folder in dict.fromkeys(posixpath.dirname(name) for name in names)]
     return [*writes, *publishes, *folders, Record(key)]
 

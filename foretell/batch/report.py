@@ -6,6 +6,7 @@ from html import escape
 import msgspec
 
 from foretell.batch.accuracy import Estimate, Quality, Tally, add, judge
+from foretell.batch.ending import Ending
 from foretell.report.page import Points, card, line_chart, page, row
 from foretell.report.units import dollars, seconds
 from foretell.store.job import JobInfo, JobPart
@@ -38,6 +39,7 @@ class Report(msgspec.Struct, frozen=True):
     dollars: float
     size: int
     quality: Quality | None = None
+    ending: Ending | None = None
 
     @property
     def filtered(self) -> int:

@@ -1,6 +1,6 @@
-"""One run of a job, from its claim to its last state: parts are read ahead, scored, written and recorded.
+"""One run of a job, from its claim to its last state: a crew does its parts, and each that is done is recorded here.
 
-Whoever calls owns the plane and the store. Reading and writing happen in threads; the loop only passes parts on.
+Whoever calls owns the crew and the store. Reading and writing happen in threads; the loop only passes parts on.
 """
 
 import asyncio
@@ -10,23 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
-import pyarrow as pa
 
 from foretell.batch.layout import Layout
 from foretell.batch.output import OutputFolder
-from foretell.batch.part import Part, Scored
-from foretell.batch.protocol import ERRORS, PartKey, commit_steps, leavings, missing, part_name
+from foretell.batch.part import Part, PartRange
+from foretell.batch.protocol import ERRORS, PartKey, leavings, missing
 from foretell.batch.question import layout_of
-from foretell.batch.scoring import Scorer
 from foretell.batch.source import Source, Survey
-from foretell.batch.spec import JobSpec, OutputFormat, Plan, check_unchanged, decode_plan, decode_spec, encode
+from foretell.batch.spec import JobSpec, Plan, check_unchanged, decode_plan, decode_spec, encode
 from foretell.batch.tuning import Sizes
+from foretell.batch.work import Crew
 from foretell.core.errors import Conflict, ForetellError, InvalidInput
 from foretell.store.job import JobInfo, JobPart, State
 from foretell.store.jobs import LEASE_S, Jobs
-
-WINDOW = 3
-"""Parts in memory: one is read, one scored, one written."""
 
 
 class Progress(msgspec.Struct):
@@ -66,7 +62,7 @@ class JobRun:
     """`tell` hears of every part. `run` it once; whoever claimed the job (`owner`) says how it ended (`leave`)."""
 
     def __init__(
-        self, job: JobInfo, jobs: Jobs, owner: str, source: Source, scorer: Scorer, tell: Callable[[Progress], None]
+        self, job: JobInfo, jobs: Jobs, owner: str, source: Source, crew: Crew, tell: Callable[[Progress], None]
     ) -> None:
         self.job = job
         self.spec: JobSpec = decode_spec(job.spec)
@@ -75,7 +71,7 @@ class JobRun:
         self._jobs = jobs
         self._owner = owner
         self._source = source
-        self._scorer = scorer
+        self._crew = crew
         self._tell = tell
         self._output = OutputFolder(Path(self.spec.writing.folder))
 
@@ -107,13 +103,13 @@ class JobRun:
             await self._decide(layout, survey)
         self.progress.before, self.progress.began = self.progress.read, time.monotonic()
         self._tell(self.progress)
-        await self._do_parts(layout, self._source.parts(layout, self.plan.part_rows, survey.rows, done))
+        await self._do_parts(layout, self._crew.parts(layout, self.plan.part_rows, survey.rows, done))
         self._jobs.move(self.job.id, self._owner, "finalizing", time.time())
 
     def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
         check_unchanged(self.job.id, self.plan.files, self._source.seen)
         schema = self._source.first_schema()
-        question = self._scorer.question
+        question = self._crew.question
         layout = layout_of(self.spec, question, self._source, schema)
         survey = self._source.survey(question.check, layout.check)
         self._output.prepare()
@@ -133,13 +129,13 @@ class JobRun:
         sizes = Sizes(self.spec.batch_rows, self.spec.part_rows)
         if not (sizes.batch_rows and sizes.part_rows):
             table = await asyncio.to_thread(self._source.look, layout)
-            tried = await self._scorer.sizes(table, survey.row_bytes)
+            tried = await self._crew.sizes(table, survey.row_bytes)
             sizes = Sizes(sizes.batch_rows or tried.batch_rows, sizes.part_rows or tried.part_rows)
         self.plan = msgspec.structs.replace(self.plan, batch_rows=sizes.batch_rows, part_rows=sizes.part_rows)
         await asyncio.to_thread(self._jobs.plan, self.job.id, self._owner, encode(self.plan))
 
-    async def _do_parts(self, layout: Layout, parts: Iterator[Part]) -> None:
-        window = asyncio.Semaphore(WINDOW)
+    async def _do_parts(self, layout: Layout, parts: Iterator[Part | PartRange]) -> None:
+        window = asyncio.Semaphore(self._crew.width)
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
@@ -152,53 +148,19 @@ class JobRun:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _do(self, layout: Layout, part: Part) -> None:
-        table = await asyncio.to_thread(layout.filtered, part.table, part.start)
-        scored = await self._scorer.score(table, self.plan.batch_rows)
-        done = await asyncio.to_thread(self._commit, layout, part, table, scored)
-        self.progress.add(done)
+    async def _do(self, layout: Layout, part: Part | PartRange) -> None:
+        done = await self._crew.do(layout, part, self.plan.batch_rows)
+        record = msgspec.structs.replace(done.record, finished=time.time())
+        await asyncio.to_thread(self._jobs.record, self.job.id, self._owner, record)
+        self.progress.add(record)
         self._tell(self.progress)
         limit = self.spec.max_errors
         if limit is not None and self.progress.errors > limit:
-            reason = next(iter(scored.failed.values()), "see the errors file")
             raise InvalidInput(
-                f"{self.progress.errors} rows failed, --max-errors allows {limit}; one of them: {reason}. They are in"
-                f" {self._output.path / ERRORS}. Resume with a higher limit, or mend the input and start anew"
+                f"{self.progress.errors} rows failed, --max-errors allows {limit}; one of them:"
+                f" {done.reason or 'see the errors file'}. They are in {self._output.path / ERRORS}. Resume with a"
+                " higher limit, or mend the input and start anew"
             )
-
-    def _commit(self, layout: Layout, part: Part, table: pa.Table, scored: Scored) -> JobPart:
-        """Write what came of `table`, the rows of the part that the filter let through, and record it."""
-        file = self._source.files[part.key.file]
-        form = self.spec.writing.format
-        contents: dict[str, tuple[pa.Table, OutputFormat]] = {}
-        answered = table.num_rows - len(scored.failed)
-        if answered:
-            name = part_name(part.key, file.folder, form)
-            contents[name] = (layout.output(table, scored), form)
-        if scored.failed:
-            name = part_name(part.key, ERRORS, "jsonl")
-            contents[name] = (layout.errors(table, part.start, file.path, scored), "jsonl")
-        tally = layout.tally(table, scored)
-        done = JobPart(
-            file=part.key.file,
-            part=part.key.part,
-            names=tuple(contents),
-            read=part.table.num_rows,
-            rows=answered,
-            errors=len(scored.failed),
-            compute_s=scored.compute_s,
-            dollars=scored.dollars,
-            measures=msgspec.json.encode(tally).decode() if tally else "",
-        )
-
-        def record() -> None:
-            nonlocal done
-            done = msgspec.structs.replace(done, size=self._output.size(done.names), finished=time.time())
-            self._jobs.record(self.job.id, self._owner, done)
-
-        for step in commit_steps(part.key, contents, self.job.attempts):
-            self._output.take(step, contents, record)
-        return done
 
 
 def leave(jobs: Jobs, job: str, owner: str, error: BaseException) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from foretell.batch.part import Scored
 from foretell.batch.question import Question, RowQuestion
+from foretell.batch.spec import PROTOCOL
 from foretell.batch.tuning import MOST_BYTES, Sizes, part_rows, sizes
 from foretell.core.errors import InvalidInput, ModelFailed, ReplicaCrashed
 from foretell.core.reference import Reference
@@ -26,9 +27,6 @@ from foretell.tables.inputs import Inputs
 from foretell.tables.outputs import column_type, text_faults, to_column
 
 T = TypeVar("T")
-
-PROTOCOL = "batch"
-"""How these requests are called in observations."""
 
 BLAMED = (InvalidInput, ModelFailed, ReplicaCrashed)
 """Errors that a row can be the cause of; any other stops the job."""

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from foretell.batch.files import InputFile, find_inputs
 from foretell.batch.layout import Layout
-from foretell.batch.part import Part, cut
+from foretell.batch.part import Part, PartRange, cut
 from foretell.batch.protocol import PartKey
 from foretell.batch.readers import open_input
 from foretell.batch.spec import Seen
@@ -90,19 +90,46 @@ class Source:
         self, layout: Layout, part_rows: int, rows: Sequence[int | None], done: Mapping[PartKey, object]
     ) -> Iterator[Part]:
         """The parts that are not done, in order. Blocks while it reads; one thread at a time."""
-        for number, file in enumerate(self.files):
-            finished = {key.part for key in done if key.file == number}
-            first = next(part for part in range(len(finished) + 1) if part not in finished)
-            known = rows[number]
-            if known is not None and first * part_rows >= known:
+        for number in range(len(self.files)):
+            yield from self._parts(number, layout, part_rows, rows[number], done)
+
+    def ranges(
+        self, layout: Layout, part_rows: int, rows: Sequence[int | None], done: Mapping[PartKey, object]
+    ) -> Iterator[Part | PartRange]:
+        """As `parts`, but nothing is read of files that tell their rows: whoever does the part reads it (`part`)."""
+        for number, known in enumerate(rows):
+            if known is None:  # such a form is read from its beginning on: once, and not once for each part
+                yield from self._parts(number, layout, part_rows, known, done)
                 continue
-            self._check_unchanged(file)
-            with open_input(file) as reader:
-                batches = reader.read(first * part_rows, layout.reads)
-                chosen = pa.schema([reader.schema.field(name) for name in layout.reads])
-                for part in cut(batches, chosen, number, first * part_rows, part_rows):
-                    if part.key not in done:
-                        yield part
+            for at in range(0, known, part_rows):
+                key = PartKey(number, at // part_rows)
+                if key not in done:
+                    yield PartRange(key, at, min(part_rows, known - at))
+
+    def part(self, layout: Layout, wanted: PartRange) -> Part:
+        """Read one part. Raises `Conflict` if its file is not what it was."""
+        number = wanted.key.file
+        self._check_unchanged(self.files[number])
+        with open_input(self.files[number]) as reader:
+            batches = reader.read(wanted.start, layout.reads)
+            found = next(cut(batches, _chosen(reader.schema, layout), number, wanted.start, wanted.rows), None)
+        if found is None or found.table.num_rows != wanted.rows:
+            raise Conflict(f"{self.files[number].path} has fewer rows than it had. Restore it, or start a new job")
+        return Part(wanted.key, wanted.start, found.table)
+
+    def _parts(
+        self, number: int, layout: Layout, part_rows: int, known: int | None, done: Mapping[PartKey, object]
+    ) -> Iterator[Part]:
+        finished = {key.part for key in done if key.file == number}
+        first = next(part for part in range(len(finished) + 1) if part not in finished)
+        if known is not None and first * part_rows >= known:
+            return
+        self._check_unchanged(self.files[number])
+        with open_input(self.files[number]) as reader:
+            batches = reader.read(first * part_rows, layout.reads)
+            for part in cut(batches, _chosen(reader.schema, layout), number, first * part_rows, part_rows):
+                if part.key not in done:
+                    yield part
 
     def _check_unchanged(self, file: InputFile) -> None:
         if file.format == "files":  # many; they were looked at when the job began
@@ -110,3 +137,7 @@ class Source:
         (again,) = find_inputs([file.seen.path])
         if again.seen != file.seen:
             raise Conflict(f"{file.path} has changed while the job ran. Restore it, or start a new job")
+
+
+def _chosen(schema: pa.Schema, layout: Layout) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in layout.reads])

@@ -9,6 +9,8 @@ from foretell.core.errors import Conflict
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
+PROTOCOL = "batch"
+"""How requests of jobs are called in observations."""
 
 MAY_CHANGE = ("max_errors", "batch_rows", "part_rows")
 """What may be asked otherwise when a job is resumed (the sizes stay as they were planned)."""
@@ -51,9 +53,23 @@ class Prompting(msgspec.Struct, frozen=True):
     seed: int | None = None
 
 
+class Calling(msgspec.Struct, frozen=True):
+    """For calls of the server's own API: each row is a document for `endpoint`. `source` is the file as it was
+    uploaded, by the id `file`; `expires`: Unix seconds after which nothing is asked any more.
+    """
+
+    endpoint: str
+    file: str
+    source: str
+    window: str
+    expires: float
+    metadata: dict[str, str] = {}
+
+
 class JobSpec(msgspec.Struct, frozen=True):
-    """A job: `model` is name@version. `max_errors`: more failed rows than this stop the job; None: any number.
-    `batch_rows` of a request and `part_rows` of a part are chosen by trial where they are 0.
+    """A job: `model` is name@version; for calls what they name, and the version is that of the moment. `max_errors`:
+    more failed rows than this stop the job; None: any number. `batch_rows` of a request and `part_rows` of a part are
+    chosen by trial where they are 0.
     """
 
     model: str
@@ -65,6 +81,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     max_errors: int | None = None
     batch_rows: int = 0
     part_rows: int = 0
+    calling: Calling | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -76,11 +93,15 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What stays the same however often a job is resumed: its files in order, rows of a part and of a request."""
+    """What stays the same however often a job is resumed: its files in order, rows of a part and of a request; for
+    calls, how many there are and when they were found good.
+    """
 
     files: tuple[Seen, ...]
     part_rows: int = 0
     batch_rows: int = 0
+    calls: int = 0
+    began: float = 0.0
 
 
 def encode(value: JobSpec | Plan) -> str:
@@ -93,6 +114,15 @@ def decode_spec(text: str) -> JobSpec:
 
 def decode_plan(text: str) -> Plan:
     return msgspec.json.decode(text, type=Plan)
+
+
+def check_no_calls(job: str, spec: JobSpec) -> None:
+    """Raise `Conflict` for calls of the server's API, which only a server can go on with."""
+    if spec.calling is not None:
+        raise Conflict(
+            f"job {job} is a batch of calls: any server of this store that serves {spec.model or 'its model'} goes on"
+            " with it by itself (foretell serve)"
+        )
 
 
 def check_same(job: str, before: JobSpec, now: JobSpec) -> None:

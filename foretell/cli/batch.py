@@ -10,7 +10,7 @@ from foretell.app.config import load_config
 from foretell.app.packages import is_path, open_store
 from foretell.batch.source import Source
 from foretell.batch.spec import JobSpec, Label, Prompting, Reading, Writing
-from foretell.cli.batch_run import run_job, show_report
+from foretell.cli.batch_run import Address, On, ray_address, run_job, show_report
 from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl, TrustCode
 from foretell.core.column_map import parse_column_map
 from foretell.core.errors import ConfigError, InvalidInput, NotFound
@@ -70,6 +70,8 @@ def run(
     part_rows: PartRows = 0,
     replicas: Replicas = None,
     threads: Threads = None,
+    on: On = "local",
+    address: Address = "",
     config: ConfigFile = None,
     trust_code: TrustCode = False,
     store: StoreUrl = "",
@@ -90,6 +92,7 @@ def run(
       foretell batch lite0 photos/ out/ --format csv
       foretell batch smollm2 mails.jsonl out/ --prompt "Is this spam? {body}" --schema verdict.json
     """
+    ray = ray_address(on, address)
     settings = load_config(config, _flags(model, replicas, threads, trust_code, store, database))
     with open_store(settings.store.home, settings.store.database) as opened:
         info = _resolve(model, opened)
@@ -103,7 +106,7 @@ def run(
         if job.state == "completed":
             show_report(job.report, as_json)
         else:
-            run_job(settings, opened, job, found, as_json)
+            run_job(settings, opened, job, found, as_json, ray)
 
 
 def _flags(

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -18,6 +18,8 @@ from foretell.batch import run as running
 from foretell.batch.report import Report, lines
 from foretell.batch.source import Source
 from foretell.cli.console import print_table
+from foretell.cli.signals import on_interrupt
+from foretell.core.errors import ConfigError
 from foretell.report.units import dollars, seconds
 from foretell.store.job import JobInfo
 from foretell.store.store import Store
@@ -30,13 +32,28 @@ else:
 
 INTERRUPTED = 130
 
+Where = Literal["local", "ray"]
+On = Annotated[Where, typer.Option("--on", help="Where it runs: here, or on the workers of a Ray cluster.")]
+Address = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Of the Ray cluster.", show_default="the one here, or a new one")
+]
 
-def run_job(config: Config, store: Store, job: JobInfo, source: Source, as_json: bool) -> None:
-    """Run a job to its end and print the report. Ctrl-C leaves it resumable, with exit code 130."""
+
+def ray_address(where: Where, address: str) -> str | None:
+    """Which cluster is meant, None for none. Raises `ConfigError` for an address without one."""
+    if where == "local" and address:
+        raise ConfigError(f"--address {address} is of a Ray cluster; say --on ray as well, or leave it out")
+    return address if where == "ray" else None
+
+
+def run_job(config: Config, store: Store, job: JobInfo, source: Source, as_json: bool, ray: str | None) -> None:
+    """Run a job to its end and print the report; `ray` as of `BatchService`. Ctrl-C leaves it resumable, with exit
+    code 130.
+    """
     setup_logging("warning")
     with _bar(job) as tell, asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
-            report = runner.run(_until_interrupted(config, store, job, source, tell))
+            report = runner.run(_until_interrupted(BatchService(config, store, ray=ray), job, source, tell))
         except asyncio.CancelledError:
             report = None
     info = store.jobs.get(job.id)
@@ -48,14 +65,11 @@ def run_job(config: Config, store: Store, job: JobInfo, source: Source, as_json:
 
 
 async def _until_interrupted(
-    config: Config, store: Store, job: JobInfo, source: Source, tell: Callable[[running.Progress], None]
+    service: BatchService, job: JobInfo, source: Source, tell: Callable[[running.Progress], None]
 ) -> Report:
-    task = asyncio.ensure_future(BatchService(config, store).run(job, source, tell))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, task.cancel)
-    return await task
+    task = asyncio.ensure_future(service.run(job, source, tell))
+    with on_interrupt(task.cancel):
+        return await task
 
 
 def show_report(report: str, as_json: bool) -> None:

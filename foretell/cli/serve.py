@@ -1,10 +1,10 @@
 """`foretell serve`."""
 
 import asyncio
+import functools
 import gc
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,7 @@ from foretell.app.packages import is_package, is_path, name_of, open_store
 from foretell.app.service import Service
 from foretell.cli.console import busy
 from foretell.cli.options import DatabaseUrl, StoreUrl, TrustCode
+from foretell.cli.signals import on_interrupt
 from foretell.core.errors import ConfigError, PackageError
 from foretell.telemetry.log import setup_logging
 
@@ -130,9 +131,11 @@ def _serve(config: Config, as_json: bool, scratch: str) -> int:
 
 async def _until_stopped(config: Config, as_json: bool, scratch: str) -> int:
     stopping = asyncio.Event()
-    _on_signals(stopping, scratch)
     began = time.perf_counter()
-    with open_store(config.store.home, config.store.database) as store:
+    with (
+        on_interrupt(functools.partial(_stop, stopping, scratch)),
+        open_store(config.store.home, config.store.database, config.store.files) as store,
+    ):
         service = Service(config, store)
         starting = asyncio.create_task(service.start())
         asked = asyncio.create_task(stopping.wait())
@@ -154,18 +157,12 @@ async def _until_stopped(config: Config, as_json: bool, scratch: str) -> int:
     return 0
 
 
-def _on_signals(stopping: asyncio.Event, scratch: str) -> None:
+def _stop(stopping: asyncio.Event, scratch: str) -> None:
     """First SIGINT or SIGTERM: drain. Second: end at once; replicas die with this process."""
-
-    def stop() -> None:
-        if stopping.is_set():
-            shutil.rmtree(scratch, ignore_errors=True)
-            os._exit(130)
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+    if stopping.is_set():
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(130)
+    stopping.set()
 
 
 def _announce(service: Service, took_s: float, as_json: bool) -> None:

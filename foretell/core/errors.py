@@ -36,6 +36,10 @@ class PayloadTooLarge(InvalidInput):
     grpc_code = "RESOURCE_EXHAUSTED"
 
 
+class ContextExceeded(InvalidInput):
+    """The prompt, or it and the tokens asked for, is longer than the model's context. Shorten either."""
+
+
 class NotFound(ForetellError):
     """No such model, version, alias or route. `foretell list` says what there is."""
 

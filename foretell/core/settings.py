@@ -53,10 +53,10 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """How a replica of a language model runs.
 
     slots: sequences at a time; more wait. Memory is taken as they grow, so empty slots cost nothing. kv_memory_mb: for
-    their keys and values (0: 40 % of the replica's memory limit or of the machine's). prefix_cache_mb: for prompts
-    seen before (None: 10 %; 0: no prefix cache). speculate: guess tokens where that measurably pays; it never changes
-    what comes. draft: the reference or folder of a smaller model with the same tokens that guesses; without one,
-    tokens are guessed from what the text said before.
+    their keys and values (0: 40 % of the replica's memory limit, or of its part of the machine's). prefix_cache_mb: for
+    prompts seen before (None: 10 %; 0: no prefix cache). speculate: guess tokens where that measurably pays; it never
+    changes what comes. draft: the reference or folder of a smaller model with the same tokens that guesses; without
+    one, tokens are guessed from what the text said before.
     """
 
     slots: int = 64

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from foretell.core.errors import (
     ConfigError,
+    ContextExceeded,
     DeadlineExceeded,
     ForetellError,
     InvalidInput,
@@ -20,6 +21,7 @@ _ERRORS: dict[str, type[ForetellError]] = {
     kind.__name__: kind
     for kind in (
         ConfigError,
+        ContextExceeded,
         DeadlineExceeded,
         InvalidInput,
         ModelFailed,

@@ -6,12 +6,17 @@ Knows frames and the `Generator` contract; neither how the generator was made no
 import socket
 import time
 
+from foretell.core.clock import Clock
 from foretell.core.errors import ForetellError
 from foretell.core.generation import Event, Finished, GenerateRequest, Stops
 from foretell.core.model import Generator
 from foretell.fleet import wire
 from foretell.fleet.faults import describe
 from foretell.fleet.memory import ResidentBytes
+
+INTAKE_S = 0.02
+"""So long running streams wait for requests to be taken in (their prompts cut into tokens, their grammars compiled);
+what is left of a burst is taken in after the next step."""
 
 WARMUP = GenerateRequest("Hello", stops=Stops(max_tokens=4, ignore_eos=True))
 
@@ -30,9 +35,10 @@ def warm_up(generator: Generator) -> None:
 class GenerateLoop:
     """`run` until the gateway closes the socket. Waits only while there is nothing to do."""
 
-    def __init__(self, sock: socket.socket, generator: Generator) -> None:
+    def __init__(self, sock: socket.socket, generator: Generator, clock: Clock = time.monotonic) -> None:
         self._sock = sock
         self._generator = generator
+        self._clock = clock
         self._reader = wire.FrameReader(reuse=True)
         self._rss = ResidentBytes()
         self._refused: list[tuple[int, wire.Fault]] = []
@@ -51,10 +57,14 @@ class GenerateLoop:
             send(self._sock, wire.frame(wire.Failed(*describe(error))))
 
     def _take_in(self) -> bool:
-        """Handle every frame that is there; wait for one if there is nothing else to do. False: hung up."""
+        """Handle the frames that are there, for no longer than `INTAKE_S` while something runs; wait for one if there
+        is nothing else to do. False: hung up."""
+        until = self._clock() + INTAKE_S
         while True:
             while (received := self._reader.next()) is not None:
                 self._handle(received[0])
+                if self._clock() >= until and self._busy():
+                    return True
             idle = not self._busy()
             if idle and self._pending():
                 return True
@@ -91,9 +101,9 @@ class GenerateLoop:
         self._refused.clear()
         compute_s = 0.0
         if self._busy():
-            began = time.monotonic()
+            began = self._clock()
             came = self._generator.step()
-            compute_s = time.monotonic() - began
+            compute_s = self._clock() - began
             events += [(n, _fault(event) if isinstance(event, ForetellError) else event) for n, event in came]
         self._load = self._generator.load()
         send(self._sock, wire.frame(wire.Events(events, compute_s, self._load, self._rss.now_and_then())))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from foretell.core.clock import Clock
-from foretell.core.errors import DeadlineExceeded, ForetellError, InvalidInput, Overloaded
+from foretell.core.errors import ContextExceeded, DeadlineExceeded, ForetellError, InvalidInput, Overloaded
 from foretell.core.generation import Load
 from foretell.llm.draft_length import DraftLength, Verified
 from foretell.llm.executors.base import Executor
@@ -148,7 +148,7 @@ class Engine:
         if not length:
             raise InvalidInput("the prompt has no tokens; send some text")
         if length >= context:
-            raise InvalidInput(
+            raise ContextExceeded(
                 f"the prompt has {length} tokens and the model's context holds {context}, one of them at least for the"
                 f" answer; shorten the prompt by {length - context + 1} tokens"
             )
@@ -183,7 +183,7 @@ class Engine:
         """The turns of the sequences that decode, with guesses where these are worth their check."""
         asked: list[tuple[Sequence, Offer]] = []
         for sequence in decodes:
-            offer = self._drafter.offer(sequence)
+            offer = None if sequence.repeatable else self._drafter.offer(sequence)
             if offer is not None:
                 most = min(offer.most, sequence.left - 1, self._kv.longest - len(sequence.tokens) - 1)
                 if most > 0:

@@ -71,10 +71,13 @@ def read_config(config: Mapping[str, Any], context: int | None = None) -> Decode
     family = str(config.get("model_type", ""))
     if family not in FAMILIES:
         raise unsupported(family or ", ".join(config.get("architectures") or ["without model_type"]))
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "quantized")
-        raise Unsupported(f"the weights are {method} already; import the original ones and choose --precision")
-    return _Config(family, {**FAMILIES[family], **{k: v for k, v in config.items() if v is not None}}).spec(context)
+    try:
+        if config.get("quantization_config"):
+            method = config["quantization_config"].get("quant_method", "quantized")
+            raise Unsupported(f"the weights are {method} already; import the original ones and choose --precision")
+        return _Config(family, {**FAMILIES[family], **{k: v for k, v in config.items() if v is not None}}).spec(context)
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise PackageError(f"config.json holds a value of the wrong kind: {error}; take the model's own file") from None
 
 
 def unsupported(architecture: str) -> Unsupported:
@@ -100,7 +103,9 @@ class _Config:
         attention = self._attention(hidden, layers)
         full = self._rotary("full_attention", attention.head_dim)
         longest = context or self._context(full)
-        windows = tuple(0 if window >= longest else window for window in attention.windows)
+        windows = attention.windows
+        if not self._gemma3:  # whose layers with a window are told by it from the others: their rotary differs
+            windows = tuple(0 if window >= longest else window for window in windows)
         return DecoderSpec(
             family=self._family,
             vocab=self._number("vocab_size"),
@@ -119,13 +124,16 @@ class _Config:
 
     def _attention(self, hidden: int, layers: int) -> Attention:
         heads = self._number("num_attention_heads")
+        kv_heads = int(self._values.get("num_key_value_heads") or heads)
+        if heads % kv_heads:
+            raise PackageError(f"config.json: {heads} attention heads cannot share {kv_heads} of keys and values")
         head_dim = int(self._values.get("head_dim") or hidden // heads)
         bias = self._flag("attention_bias")
         if self._flag("use_bidirectional_attention"):
             raise Unsupported("use_bidirectional_attention: only decoders that look backwards can generate")
         return Attention(
             heads=heads,
-            kv_heads=int(self._values.get("num_key_value_heads") or heads),
+            kv_heads=kv_heads,
             head_dim=head_dim,
             scale=float(self._values.get("query_pre_attn_scalar", head_dim)) ** -0.5,
             windows=self._windows(layers),
@@ -143,6 +151,8 @@ class _Config:
             return (0,) * layers
         kinds = self._values.get("layer_types")
         if kinds is not None:
+            if len(kinds) != layers:
+                raise PackageError(f'config.json: "layer_types" has {len(kinds)} entries for {layers} layers')
             return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
         if self._family in ("qwen2", "qwen3"):
             first = int(self._values.get("max_window_layers", layers))

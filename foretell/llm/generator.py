@@ -113,6 +113,7 @@ class LlmGenerator:
             request.priority,
             request.deadline,
         )
+        sequence.repeatable = request.sampling.seed is not None
         choice = Choice(
             at, self._tokenizer, prepared.prompt, stops.stop, stops.min_tokens, prepared.tools, request.logprobs
         )

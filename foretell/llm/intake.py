@@ -6,20 +6,22 @@ no executor.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from foretell.core.errors import InvalidInput
+from foretell.core.errors import ContextExceeded, InvalidInput
 from foretell.core.generation import Chat, GenerateRequest, Grammar, Sampling, Stops
 from foretell.llm.grammar import Constraint, Grammars
 from foretell.llm.template import ChatTemplate
 from foretell.llm.text import Tokenizer
-from foretell.llm.tools import BEGIN, END, Tokens, called, calls_grammar, described
+from foretell.llm.tools import BEGIN, END, Tokens, called, calls_grammar, described, parameters_schema
 
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
 """The most `n` and `top_logprobs`, as OpenAI has them."""
+MOST_STOPS = 64
+"""Stop texts are looked for between steps, at the cost of everybody's next token. OpenAI takes 4."""
 
 
 class Limits(NamedTuple):
@@ -65,29 +67,47 @@ class Intake:
         sampling = _resolved(request.sampling, self._defaults)
         _check_sampling(sampling, self._limits.vocab)
         _check_stops(request.stops, self._limits.vocab)
-        grammar, tools, chat = request.grammar, False, None
+        grammar, chat = request.grammar, None
+        tools: list[dict[str, Any]] = []
         if isinstance(request.prompt, Chat):
             chat = request.prompt
             functions = called(chat)
-            tools = bool(functions)
-            if tools:
+            if functions:
+                tools = chat.tools
                 grammar = calls_grammar(chat, functions, grammar, self._tokens)
             if not self._template.knows_tools:
                 chat = described(msgspec.structs.replace(chat, messages=self._template.plain_messages(chat.messages)))
         prompt = self._prompt_ids(request.prompt if chat is None else chat)
         max_tokens = _room(len(prompt), request.stops, self._limits.context)
-        if grammar is not None:
-            self._grammars.start(grammar)  # compiled, or refused, before anything of the request is kept
+        if grammar is not None:  # compiled, or refused, before anything of the request is kept
+            self._compile(grammar, request.grammar, tools)
         stops = request.stops
         stop_ids = stops.stop_token_ids if stops.ignore_eos else (*self._limits.eos, *stops.stop_token_ids)
         echo = ""
         if request.echo:
             echo = request.prompt if isinstance(request.prompt, str) else self._tokenizer.decode(prompt)
-        return Prepared(prompt, sampling, grammar, tools, stop_ids, max_tokens, echo)
+        return Prepared(prompt, sampling, grammar, bool(tools), stop_ids, max_tokens, echo)
 
     def constraint(self, prepared: Prepared) -> Constraint | None:
         """The grammar of one choice, at its beginning."""
         return None if prepared.grammar is None else self._grammars.start(prepared.grammar)
+
+    def _compile(self, grammar: Grammar, answer: Grammar | None, tools: Sequence[dict[str, Any]]) -> None:
+        """Raises `InvalidInput` about the schema that the request holds, not about the grammar that was made of it."""
+        try:
+            self._grammars.start(grammar)
+        except InvalidInput:
+            if tools and answer is not None:
+                self._grammars.start(answer)
+            for number, tool in enumerate(tools):
+                try:
+                    self._grammars.start(Grammar("json_schema", parameters_schema(tool["function"])))
+                except InvalidInput as error:
+                    raise InvalidInput(
+                        f'function "{tool["function"]["name"]}": {error.message}'
+                        f" (at $.tools[{number}].function.parameters)"
+                    ) from None
+            raise
 
     def _prompt_ids(self, prompt: str | list[int] | Chat) -> list[int]:
         if isinstance(prompt, Chat):
@@ -104,7 +124,7 @@ class Intake:
     def _encode(self, text: str, special: bool) -> list[int]:
         # Cutting megabytes into tokens would hold up everybody's next token, only to refuse them.
         if len(text) > self._most_characters:
-            raise InvalidInput(
+            raise ContextExceeded(
                 f"this model's context is {self._limits.context} tokens, and the prompt's {len(text)} characters are"
                 f" more than fit into it; the longest that can is of {self._most_characters}. Shorten the prompt"
             )
@@ -123,14 +143,14 @@ def _tool_tokens(tokenizer: Tokenizer, grammars: Grammars) -> Tokens:
 def _room(prompt: int, stops: Stops, context: int) -> int:
     """How many tokens may be generated. As OpenAI and vLLM have it, asking for more than fits is an error."""
     if prompt >= context:
-        raise InvalidInput(
+        raise ContextExceeded(
             f"this model's context is {context} tokens, and the prompt alone has {prompt}. Shorten the prompt to at"
             f" most {context - 1} tokens, so that one can be generated"
         )
     if stops.max_tokens is None:
         return context - prompt
     if prompt + stops.max_tokens > context:
-        raise InvalidInput(
+        raise ContextExceeded(
             f"max_tokens is {stops.max_tokens}, but this model's context is {context} tokens and the prompt has"
             f" {prompt}, which leaves {context - prompt}. Ask for no more than that, or leave max_tokens out"
             " (at $.max_tokens)"
@@ -173,6 +193,8 @@ def _check_sampling(sampling: Sampling, vocab: int) -> None:
 def _check_stops(stops: Stops, vocab: int) -> None:
     _check_range("max_tokens", stops.max_tokens, 1, math.inf)
     _check_range("min_tokens", stops.min_tokens, 0, stops.max_tokens or math.inf)
+    if len(stops.stop) > MOST_STOPS:
+        raise InvalidInput(f"there are {len(stops.stop)} stop texts; send at most {MOST_STOPS} (at $.stop)")
     if "" in stops.stop:
         raise InvalidInput(
             f"a stop text is empty, and every text holds it; leave it out (at $.stop[{stops.stop.index('')}])"

@@ -60,8 +60,8 @@ def open_generator(
 
 
 def share_memory(settings: ReplicaSettings, generation: GenerationSettings) -> Memory:
-    """What the engine may use: what was said, else a share of the replica's limit, else of what the machine has."""
-    there = settings.memory_limit_mb * 2**20 or usable_memory()
+    """What the engine may use: what was said, else a share of the replica's limit, else of its part of the machine."""
+    there = settings.memory_limit_mb * 2**20 or usable_memory() // max(settings.count, 1)
     kv = generation.kv_memory_mb * 2**20 or int(there * KV_SHARE)
     cache = generation.prefix_cache_mb
     return Memory(kv, int(there * CACHE_SHARE) if cache is None else cache * 2**20)

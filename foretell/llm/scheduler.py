@@ -15,6 +15,9 @@ from foretell.llm.prefix_cache import PrefixCache
 from foretell.llm.sequence import Sequence
 
 _ORDER = attrgetter("order")
+KEPT = 2
+"""Tokens of a prompt that are computed though the prefix cache knows them: the last one's scores are wanted, and one
+alone would run as a decode, which kernels round otherwise than a prompt: a text would hang on what was cached."""
 
 
 class Budget(NamedTuple):
@@ -119,6 +122,8 @@ class Scheduler:
                 count = min(need, budget)
                 if chunks and count < min(need, self._budget.least):
                     break
+                if need - count == 1 and count > 1:  # a last token alone would run, and be rounded, as a decode
+                    count -= 1
                 chunks.append((sequence, count))
                 budget -= count
         return chunks
@@ -138,7 +143,7 @@ class Scheduler:
             if not self._make_room(sequence, preempted):
                 break
             self.waiting.remove(sequence)
-            blocks = self._cache.match(sequence.tokens, len(sequence.tokens) - 1)
+            blocks = self._cache.match(sequence.tokens, len(sequence.tokens) - KEPT)
             sequence.slot = self._kv.take(len(sequence.tokens))
             sequence.computed = len(blocks) * self._cache.block_tokens
             self.running.append(sequence)
@@ -194,8 +199,8 @@ class Scheduler:
 
 
 def _shared(a: Tokens[int], b: Tokens[int], size: int) -> int:
-    """How many tokens a and b begin with in common, in whole blocks of which b keeps one token to compute."""
-    most = min(len(a), len(b) - 1) // size * size
+    """How many tokens a and b begin with in common, in whole blocks beside which b keeps some tokens to compute."""
+    most = min(len(a), len(b) - KEPT) // size * size
     shared = 0
     while shared < most and a[shared : shared + size] == b[shared : shared + size]:
         shared += size

@@ -39,8 +39,10 @@ class Sequence:
     `tokens` are all known ones: the prompt and what was generated, which is `count` of them. `computed` of them have
     their keys and values in slot `slot` (-1: in none). It ends with a token of `stop_ids` ("stop"), after
     `max_tokens` generated ones or where the context is full ("length"). `deadline`: seconds on the engine's clock.
-    `priority`: smaller ones run earlier. The rest is written by the engine: `cached`, prompt tokens that the prefix
-    cache had when it first left the queue (-1: it never did); `drafted` and `accepted` tokens of speculation.
+    `priority`: smaller ones run earlier. `repeatable`: it must come out the same the next time, so nothing is guessed
+    for it: kernels round a token that is checked among guesses otherwise than one that is decoded. The rest is
+    written by the engine: `cached`, prompt tokens that the prefix cache had when it first left the queue (-1: it never
+    did); `drafted` and `accepted` tokens of speculation.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class Sequence:
         "order",
         "priority",
         "prompt_length",
+        "repeatable",
         "sampler",
         "slot",
         "stop_ids",
@@ -93,6 +96,7 @@ class Sequence:
         self.acceptance: dict[int, Acceptance] = {}
         """What was learned of guesses for it, by their grade."""
         self.ended = False
+        self.repeatable = False
 
     @property
     def count(self) -> int:

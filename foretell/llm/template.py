@@ -24,6 +24,8 @@ from foretell.store.manifest import decode_manifest
 from foretell.store.package import MANIFEST
 
 TEMPLATE = "chat_template.jinja"
+_OF_THE_CHAT = frozenset({"messages", "tools"})
+"""Variables that are checked where the request has them."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -65,6 +67,10 @@ class ChatTemplate:
             raise InvalidInput(
                 "this model has no chat template, so it takes no messages; send a prompt to /v1/completions, or add"
                 f" the model again with a {TEMPLATE} beside it"
+            )
+        for name in _OF_THE_CHAT & chat.template_arguments.keys():
+            raise InvalidInput(
+                f'"{name}" is the request\'s own field, no variable to set (at $.chat_template_kwargs.{name})'
             )
         variables = {
             "messages": self.plain_messages(chat.messages),

@@ -75,7 +75,7 @@ def calls_grammar(
     begin, end = (BEGIN, END) if tokens.tags else (f'"{BEGIN}"', f'"{END}"')
     bodies = [f"body{number}" for number in range(len(functions))]
     rules = [
-        f'{body}: {json.dumps(_opening(function), ensure_ascii=False)} %json {_schema(function)} "}}"'
+        f'{body}: {json.dumps(_opening(function), ensure_ascii=False)} %json {parameters_schema(function)} "}}"'
         for body, function in zip(bodies, functions, strict=True)
     ]
     rules += [f"body: {' | '.join(bodies)}", f'call: {begin} "\\n" body "\\n" {end}']
@@ -203,7 +203,8 @@ def _opening(function: dict[str, Any]) -> str:
     return f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": '
 
 
-def _schema(function: dict[str, Any]) -> str:
+def parameters_schema(function: dict[str, Any]) -> str:
+    """What the arguments of a function must fit, as JSON; a function without parameters takes none."""
     parameters = function.get("parameters")
     if not parameters:
         parameters = {"type": "object", "properties": {}, "additionalProperties": False}

@@ -20,6 +20,8 @@ from foretell.server.listener import HttpServer
 from foretell.server.oip import OpenInference
 from foretell.server.oip_generate import GenerateApi
 from foretell.server.openai import OpenAi
+from foretell.server.openai_batches import BatchesApi, BatchJobs, NoBatches
+from foretell.server.openai_files import FilesApi, FileStore, NoFiles
 from foretell.server.openai_shape import error_response
 from foretell.server.openapi import Docs
 from foretell.server.router import Router
@@ -34,7 +36,8 @@ def no_metrics() -> tuple[bytes, str]:
 class App:
     """All routes of the HTTP entrance. Implements `HttpApp`.
 
-    `metrics` makes the Prometheus exposition; `routing` returns the table to show at /admin/routing.
+    `metrics` makes the Prometheus exposition; `routing` returns the table to show at /admin/routing. Without `files`
+    and `batches` there are none.
     """
 
     def __init__(
@@ -43,9 +46,12 @@ class App:
         metrics: Metrics = no_metrics,
         routing: Callable[[], Any] = lambda: RoutingTable({}),
         version: str = "0",
+        files: FileStore | None = None,
+        batches: BatchJobs | None = None,
     ) -> None:
         routes = [*OpenInference(plane, version).routes(), *GenerateApi(plane).routes(), *OpenAi(plane).routes()]
         routes += RowStreams(plane).routes()
+        routes += FilesApi(files or NoFiles()).routes() + BatchesApi(batches or NoBatches()).routes()
         routes += Admin(plane, metrics, routing).routes()
         self.router = Router([*routes, *Docs(routes, version).routes()])
         self.find = self.router.find

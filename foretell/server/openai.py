@@ -2,14 +2,15 @@
 
 import msgspec
 
+from foretell.core.errors import InvalidInput
 from foretell.core.reference import parse_reference
 from foretell.server.door import Inference
-from foretell.server.http import Request, Response, json_response
+from foretell.server.http import Request, Response, explain, json_response
 from foretell.server.openai_chat import ChatCompletion, ChatCompletions, ChatDocument
 from foretell.server.openai_completions import Completion, CompletionDocument, Completions
 from foretell.server.openai_embeddings import Embeddings, EmbeddingsApi, EmbeddingsDocument
-from foretell.server.openai_shape import STATUSES
-from foretell.server.router import Route
+from foretell.server.openai_shape import STATUSES, error_response
+from foretell.server.router import Route, Router
 
 
 class ModelCard(msgspec.Struct):
@@ -53,3 +54,24 @@ class OpenAi:
             Route("POST", "/v1/chat/completions", chat.create, "Answer a conversation", tag, ChatDocument,
                   ChatCompletion, STATUSES),
         ]  # fmt: skip
+
+
+class Calls:
+    """The same endpoints without a connection: a document in, status and document out, errors in OpenAI's shape."""
+
+    def __init__(self, plane: Inference) -> None:
+        self._router = Router(OpenAi(plane).routes())
+
+    async def ask(self, endpoint: str, document: bytes, name: str) -> tuple[int, bytes]:
+        """`name` is the id of the request."""
+        request = Request(b"POST", endpoint.encode(), {b"x-request-id": name.encode()}, document)
+        try:
+            response = await self._router.find(request)(request)
+            if not isinstance(response.body, bytes | bytearray | memoryview):
+                if (close := getattr(response.body, "aclose", None)) is not None:
+                    await close()
+                raise InvalidInput("nobody reads the stream of a batch; leave stream out (at $.stream)")
+        except Exception as error:
+            response = error_response(explain(error))
+        assert isinstance(response.body, bytes | bytearray | memoryview)
+        return response.status, bytes(response.body)

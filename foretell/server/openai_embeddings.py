@@ -13,7 +13,7 @@ from foretell.core.tensor import Signature, Tensor, TensorSpec
 from foretell.plane.info import ModelInfo
 from foretell.server.door import Inference
 from foretell.server.http import Request, Response, json_response
-from foretell.server.openai_shape import read_document
+from foretell.server.openai_shape import read_document, request_id
 
 _MAX_INPUTS = 2048
 
@@ -70,6 +70,7 @@ class EmbeddingsApi:
         infer = InferRequest(
             {spec.name: rows.reshape([-1] + [1] * (len(spec.shape) - 1))},
             len(texts),
+            id=request_id(request, ""),
             protocol="openai",
             sticky=document.user,
         )
@@ -106,9 +107,8 @@ def _texts(given: Any) -> list[str]:
 def _text_input(info: ModelInfo) -> TensorSpec:
     inputs = info.signature.inputs
     if "embeddings" not in info.tags or len(inputs) != 1 or inputs[0].datatype != "BYTES":
-        raise InvalidInput(
-            f'model "{info.name}" does not map a text to a vector; ask it at /v2/models/{info.name}/infer'
-        )
+        where = "/v1/chat/completions" if "generation" in info.tags else f"/v2/models/{info.name}/infer"
+        raise InvalidInput(f'model "{info.name}" does not map a text to a vector; ask it at {where}')
     return inputs[0]
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from foretell.core.errors import ForetellError, InvalidInput, NotFound
+from foretell.core.errors import ContextExceeded, ForetellError, InvalidInput, NotFound
 from foretell.server.generation import Totals
 from foretell.server.http import Request, Response, headers_of, json_response, status_of
 from foretell.server.sse import encode, event
@@ -94,6 +94,8 @@ def error_detail(error: Exception) -> dict[str, Any]:
         kind = "invalid_request_error" if status < 500 else "server_error"
     message = error.message if isinstance(error, ForetellError) else str(error)
     code = "model_not_found" if isinstance(error, NotFound) and "model" in message else None
+    if isinstance(error, ContextExceeded):
+        code = "context_length_exceeded"  # by which clients know that a shorter prompt would do
     place = _PLACE.search(message)
     return {"message": message, "type": kind, "param": place[1] if place else None, "code": code}
 

@@ -9,9 +9,11 @@ import msgspec
 from foretell.server.convert import InferDocument
 from foretell.server.http import Request, Response
 from foretell.server.oip_generate import GenerateDocument
+from foretell.server.openai_batches import BatchDocument
 from foretell.server.openai_chat import ChatDocument
 from foretell.server.openai_completions import CompletionDocument
 from foretell.server.openai_embeddings import EmbeddingsDocument
+from foretell.server.openai_files import FileDocument
 from foretell.server.router import Route
 
 
@@ -28,11 +30,15 @@ _EXAMPLES: dict[object, Any] = {
     ChatDocument: {"model": "smollm2", "messages": [{"role": "user", "content": "How far is the moon?"}]},
     CompletionDocument: {"model": "smollm2", "prompt": "The moon is", "max_tokens": 16},
     GenerateDocument: {"text_input": "The moon is", "max_tokens": 16},
+    FileDocument: {"purpose": "batch", "file": "{}"},
+    BatchDocument: {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
 }
 _STREAMED = (ChatDocument, CompletionDocument, GenerateDocument)
 _PATTERNS = {
     "model": "^[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9._-]*)?$",
     "version": "^[0-9]+$",
+    "file": "^[A-Za-z0-9-]+$",
+    "batch": "^[A-Za-z0-9_]+$",
 }
 _REASONS = {
     400: "Malformed, or not what the model expects",
@@ -116,6 +122,7 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
         body: dict[str, Any] = {"schema": schema_of[repr(route.takes)]}
         if route.takes in _EXAMPLES:
             body["example"] = _EXAMPLES[route.takes]
+        kind = "multipart/form-data" if route.takes is FileDocument else "application/json"
         required = route.takes in _EXAMPLES
-        operation["requestBody"] = {"required": required, "content": {"application/json": body}}
+        operation["requestBody"] = {"required": required, "content": {kind: body}}
     return operation

@@ -44,6 +44,12 @@ class Jobs:
         with self._database.read() as connection:
             return [_job(row) for row in connection.execute(sa.select(JOBS).order_by(JOBS.c.created.desc()))]
 
+    def unreported(self) -> list[JobInfo]:
+        """Jobs that are not at their end, and cancelled ones of which nobody has written a report, oldest first."""
+        query = sa.select(JOBS).where(JOBS.c.report == "", JOBS.c.state != "failed").order_by(JOBS.c.created)
+        with self._database.read() as connection:
+            return [_job(row) for row in connection.execute(query)]
+
     def by_output(self, output: str) -> JobInfo | None:
         """The newest job that writes to `output`."""
         query = sa.select(JOBS).where(JOBS.c.output == output).order_by(JOBS.c.created.desc()).limit(1)
@@ -145,6 +151,13 @@ class Jobs:
             cancelled = msgspec.structs.replace(info, state="cancelled", updated=now, owner="", lease_until=0.0)
             _write(connection, cancelled)
         return cancelled
+
+    def report(self, job: str, report: str) -> None:
+        """Say what became of a cancelled job; the first who does so is right."""
+        with self._database.write(_lock(job), counts=False) as connection:
+            info = _read(connection, job)
+            if info.state == "cancelled" and not info.report:
+                _write(connection, msgspec.structs.replace(info, report=report))
 
 
 def _lock(key: str) -> str:

@@ -92,6 +92,17 @@ JOB_PARTS = sa.Table(
 )
 """A row here is what commits a part of a job's output; files without one are leavings."""
 
+FILES = sa.Table(
+    "files",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("filename", sa.String(1000), nullable=False),
+    sa.Column("purpose", sa.String(32), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+)
+"""A row here is what makes a file exist that a client uploaded or that a batch of calls made."""
+
 
 def _create(connection: sa.Connection) -> None:
     first = (SCHEMA_VERSION, CHANGES, MODELS, VERSIONS, ALIASES, ALIAS_HISTORY)
@@ -104,7 +115,11 @@ def _add_jobs(connection: sa.Connection) -> None:
     METADATA.create_all(connection, tables=(JOBS, JOB_PARTS))
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create, _add_jobs)
+def _add_files(connection: sa.Connection) -> None:
+    METADATA.create_all(connection, tables=(FILES,))
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create, _add_jobs, _add_files)
 """Step n leads from schema n to n + 1. Steps are only ever appended."""
 
 

@@ -23,6 +23,7 @@ from foretell.core.reference import Reference, check_name
 from foretell.store.alias import check_alias, move_alias, read_aliases, read_history
 from foretell.store.blobs import Blobs
 from foretell.store.database import Database
+from foretell.store.files import Files
 from foretell.store.jobs import Jobs
 from foretell.store.manifest import Identity, encode_manifest
 from foretell.store.package import MANIFEST, SEAL, Package, Seal, encode_seal, file_hashes, package_files
@@ -51,19 +52,27 @@ def _info(row: Any) -> VersionInfo:
 class Store:
     """Packages in a blob store, versions and aliases in a database. Methods block; threads may share one."""
 
-    def __init__(self, blobs: Blobs, database: Database, cache: Path) -> None:
+    def __init__(self, blobs: Blobs, database: Database, cache: Path, files: Path | None = None) -> None:
         self._blobs = blobs
         self._database = database
         self._cache = cache
         self._verified: dict[tuple[str, int], Package] = {}
         self.jobs = Jobs(database)
+        self.files = Files(database, files)
 
     @classmethod
-    def open(cls, url: str | Path | None = None, database_url: str | None = None, cache: Path | None = None) -> "Store":
+    def open(
+        cls,
+        url: str | Path | None = None,
+        database_url: str | None = None,
+        cache: Path | None = None,
+        files: Path | None = None,
+    ) -> "Store":
         """Open a store: a folder or any fsspec URL (default: `default_home()`), made if it does not exist.
 
         `database_url` is by default SQLite in the store's folder; a remote store needs one. `cache` is where
-        remote packages are downloaded to. Raises `ConfigError` that says which of them is no good.
+        remote packages are downloaded to, `files` where clients' files are kept (default: in the store's folder; a
+        remote store keeps none without it). Raises `ConfigError` that says which of them is no good.
         """
         blobs = Blobs.open(str(url if url is not None else default_home()))
         if database_url is None:
@@ -73,7 +82,9 @@ class Store:
                 )
             database_url = f"sqlite:///{blobs.local_root / 'foretell.db'}"
         cache = cache or Path(platformdirs.user_cache_dir("foretell", appauthor=False), "packages")
-        return cls(blobs, Database.open(database_url), cache)
+        if files is None and blobs.local_root is not None:
+            files = blobs.local_root / "files"
+        return cls(blobs, Database.open(database_url), cache, files)
 
     def close(self) -> None:
         """Give back the database connections."""

@@ -1,6 +1,7 @@
 """Arrow arrays of values and lists → numpy, with the rows that cannot be used named. Knows no signature.
 
-No call here takes a Python value where Arrow would make a scalar of it: that imports pandas (see `arrays`).
+No call here takes a Python value where Arrow would make a scalar of it, and none is `Array.to_numpy`: both import
+pandas (see `arrays`).
 """
 
 from typing import Any
@@ -79,9 +80,9 @@ def numbers_of(array: pa.Array, datatype: str) -> tuple[NDArray[Any], Faults]:
         # Arrow hands a null among floating-point numbers over as NaN.
         array = array if pa.types.is_floating(array.type) else array.cast(pa.float64())
     elif nulls:
-        faults.append((_numpy(array.is_null()), f"null, the model expects {datatype}"))
+        faults.append((to_numpy(array.is_null()), f"null, the model expects {datatype}"))
         array = pc.coalesce(array, numbers(np.zeros(len(array)), pa.int8(), np.int8).cast(array.type))
-    values = _numpy(array)
+    values = to_numpy(array)
     if values.dtype == dtype:
         return values, faults
     if dtype.kind in "iu" and values.dtype.kind in "iu" and len(values):
@@ -98,12 +99,15 @@ def texts_of(array: pa.Array) -> tuple[NDArray[Any], Faults]:
     """Values as an object array of `bytes`; null is empty and at fault."""
     faults: Faults = []
     if array.null_count:
-        faults.append((_numpy(array.is_null()), "null, the model expects BYTES"))
+        faults.append((to_numpy(array.is_null()), "null, the model expects BYTES"))
         if pa.types.is_null(array.type) or pa.types.is_fixed_size_binary(array.type):
             array = array.cast(pa.binary())
         array = pc.coalesce(array, texts([""] * len(array)).cast(array.type))
     large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
-    return array.cast(pa.large_binary() if large else pa.binary()).to_numpy(zero_copy_only=False), faults
+    array = array.cast(pa.large_binary() if large else pa.binary())
+    values = np.empty(len(array), dtype=object)
+    values[:] = array.to_pylist()
+    return values, faults
 
 
 def values_of(array: pa.Array, datatype: str) -> tuple[NDArray[Any], Faults]:
@@ -113,7 +117,7 @@ def values_of(array: pa.Array, datatype: str) -> tuple[NDArray[Any], Faults]:
 
 def lengths_of(array: pa.Array) -> NDArray[np.int64]:
     """How long each list is, -1 for null."""
-    lengths = _numpy(pc.list_value_length(array))
+    lengths = to_numpy(pc.list_value_length(array))
     return np.nan_to_num(lengths, nan=-1).astype(np.int64) if array.null_count else lengths.astype(np.int64)
 
 
@@ -128,7 +132,7 @@ def lists_of(array: pa.Array, datatype: str, shape: tuple[int, ...]) -> tuple[ND
     right = lengths_of(array) == want
     faults: Faults = []
     if array.null_count:
-        faults.append((_numpy(array.is_null()), f"null, the model expects a list of {want}"))
+        faults.append((to_numpy(array.is_null()), f"null, the model expects a list of {want}"))
     if not right.all():
         faults.append((~right, f"a list of another length than {want}"))
         array = array.filter(booleans(right))
@@ -154,7 +158,7 @@ def ragged_of(array: pa.Array, datatype: str) -> tuple[NDArray[Any], NDArray[np.
     """Rows that are lists of any length → their values one after the other, the offsets of the rows, faults."""
     faults: Faults = []
     if array.null_count:
-        faults.append((_numpy(array.is_null()), "null, the model expects a list"))
+        faults.append((to_numpy(array.is_null()), "null, the model expects a list"))
     lengths = lengths_of(array)
     lengths[lengths < 0] = 0
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
@@ -183,6 +187,17 @@ def value_type(kind: pa.DataType) -> pa.DataType:
             return kind
 
 
-def _numpy(array: pa.Array) -> NDArray[Any]:
-    found: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return found
+def to_numpy(array: pa.Array) -> NDArray[Any]:
+    """Numbers or booleans, without a copy where Arrow's layout is numpy's. Null is NaN; booleans have none."""
+    kind, start, count = array.type, array.offset, len(array)
+    data = array.buffers()[1]
+    if pa.types.is_boolean(kind):
+        bits = np.frombuffer(data, np.uint8) if count else np.zeros(0, np.uint8)
+        return np.unpackbits(bits, count=start + count if count else 0, bitorder="little")[start:].view(np.bool_)
+    letter = "f" if pa.types.is_floating(kind) else "i" if pa.types.is_signed_integer(kind) else "u"
+    dtype = np.dtype(f"{letter}{kind.bit_width // 8}")
+    values = np.frombuffer(data, dtype, count, start * dtype.itemsize) if count else np.zeros(0, dtype)
+    if array.null_count:
+        values = values.astype(dtype if dtype.kind == "f" else np.float64)
+        values[to_numpy(array.is_null())] = np.nan
+    return values

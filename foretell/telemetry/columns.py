@@ -28,7 +28,7 @@ def tensor_type() -> "pyarrow.StructType":
 def tensors(rows: Sequence[Tensors | None]) -> "pyarrow.Array":
     """A column that holds a list of tensors in each row, or null."""
     pa = _pyarrow()
-    if not any(row is not None for row in rows):
+    if rows.count(None) == len(rows):
         return pa.nulls(len(rows), pa.list_(tensor_type()))
     each = [(name, array) for row in rows if row for name, array in row.items()]
     shapes = np.array([size for _, array in each for size in array.shape])

@@ -37,6 +37,7 @@ _TOKEN_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "drafted
 _TOKEN_SECONDS = ("first_token_s", "mean_gap_s", "longest_gap_s")
 _token_fields = attrgetter(*_TOKEN_COUNTS, *_TOKEN_SECONDS)
 _NO_TOKENS = TokenUse()
+_use, _inputs, _outputs = map(attrgetter, ("tokens", "inputs", "outputs"))
 
 
 def schema() -> "pyarrow.Schema":
@@ -94,8 +95,9 @@ class ParquetWriter:
         if self._schema is None:
             self._schema = schema()
         hours = [int(o.at // 3600) for o in batch]
-        for hour in set(hours):
-            rows = [o for o, h in zip(batch, hours, strict=True) if h == hour]
+        different = set(hours)
+        for hour in different:
+            rows = batch if len(different) == 1 else [o for o, h in zip(batch, hours, strict=True) if h == hour]
             waiting = self._hours.setdefault(hour, _Hour(self._clock()))
             waiting.add(_to_arrow(rows, self._schema))
             if waiting.rows >= self._max_rows or waiting.bytes >= self._max_bytes:
@@ -188,12 +190,20 @@ def _to_arrow(rows: Sequence[Observation], columns: "pyarrow.Schema") -> "pyarro
             arrays.append(numbers(values, pa.int32(), np.int32))
         else:
             arrays.append(booleans(values) if name == "cached" else texts(values))
-    uses = [o.tokens or _NO_TOKENS for o in rows]
-    *counts, first, mean, longest = zip(*map(_token_fields, uses), strict=True)
-    arrays += [numbers(values, pa.int32(), np.int32) for values in counts]
-    arrays += [numbers(values, pa.float64(), np.float64) for values in (first, mean, longest)]
-    arrays += [tensors([o.inputs for o in rows]), tensors([o.outputs for o in rows])]
+    arrays += _token_columns(list(map(_use, rows)))
+    arrays += [tensors(list(map(_inputs, rows))), tensors(list(map(_outputs, rows)))]
     return pa.RecordBatch.from_arrays(arrays, schema=columns)
+
+
+def _token_columns(uses: Sequence[TokenUse | None]) -> "list[pyarrow.Array]":
+    pa = _pyarrow()
+    columns: list[Any] = [np.zeros(len(uses))] * (len(_TOKEN_COUNTS) + len(_TOKEN_SECONDS))
+    if uses.count(None) < len(uses):  # most models generate nothing
+        columns = list(zip(*(_token_fields(use or _NO_TOKENS) for use in uses), strict=True))
+    counts, seconds = columns[: len(_TOKEN_COUNTS)], columns[len(_TOKEN_COUNTS) :]
+    return [numbers(values, pa.int32(), np.int32) for values in counts] + [
+        numbers(values, pa.float64(), np.float64) for values in seconds
+    ]
 
 
 def _write_file(batches: Sequence[Any], path: Path) -> None:

@@ -62,12 +62,14 @@ def linear(path: Path) -> Path:
 
 
 class World:
-    """A folder with a store. `batch` runs a job here; `cli` runs the real command."""
+    """A folder with a store. `batch` runs a job here, or on Ray if `ray` is set; `cli` runs the real command."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = Store.open(folder / "home")
         self.config = Config(server=ServerSettings(trust_code=True), models={})
+        self.ray: str | None = None
+        self.tell = lambda progress: None
 
     def add(self, name: str, model: Path, config: dict | None = None) -> None:
         out = self.folder / "made" / name
@@ -114,7 +116,7 @@ class World:
 
     def go(self, job: JobInfo, found: Source) -> Report:
         async def run() -> Report:
-            return await BatchService(self.config, self.store).run(job, found)
+            return await BatchService(self.config, self.store, ray=self.ray).run(job, found, self.tell)
 
         return asyncio.run(run())
 

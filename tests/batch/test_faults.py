@@ -219,11 +219,11 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(linear_world, monkeypatch):
     source = linear_world.table("in.parquet", id=np.arange(5000), X=list(values))
     take, taken = OutputFolder.take, []
 
-    def filling(self, step, contents, record):
+    def filling(self, step, contents):
         taken.append(step)
         if len(taken) == 6:
             raise OSError(28, "No space left on device")
-        take(self, step, contents, record)
+        take(self, step, contents)
 
     monkeypatch.setattr(OutputFolder, "take", _named_as_real(filling))
     with pytest.raises(ConfigError, match=r"No space left on device\. What was committed stays: free some space"):

@@ -57,6 +57,8 @@ def test_the_answers_are_right_and_every_command_works_when_pasted(store, capsys
             demo.stream(server.url)
             assert "the first after" in capsys.readouterr().out
         for tool, command in demo.commands(server.url, models).items():
+            if tool == "foretell chat":  # the answer of a model that draws its words ends when it will
+                command += " --max-tokens 40"
             done = subprocess.run(
                 ["bash", "-c", command], input="What is two plus two?\n", capture_output=True, text=True, cwd=ROOT,
                 check=False,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foretell.core.errors import DeadlineExceeded, InvalidInput, ModelFailed, Overloaded
+from foretell.core.errors import ContextExceeded, DeadlineExceeded, InvalidInput, ModelFailed, Overloaded
 from foretell.core.generation import (
     Chat,
     Finished,
@@ -24,7 +24,7 @@ from foretell.core.generation import (
 )
 from foretell.fleet import wire
 from foretell.fleet.faults import describe, revive
-from foretell.fleet.generate_loop import GenerateLoop, send, warm_up
+from foretell.fleet.generate_loop import INTAKE_S, GenerateLoop, send, warm_up
 from tests.fleet.scripted import ScriptedGenerator, prompt
 
 
@@ -115,6 +115,32 @@ def test_a_cancelled_request_is_never_heard_of_again_and_its_memory_is_told_to_b
     assert gateway.generator.cancelled == [1]
 
 
+def test_running_streams_wait_for_a_few_of_a_burst_and_not_for_all():
+    """Taking in a request takes time, by the loop's clock."""
+    time_s, before_step = [0.0], []
+
+    class Slow(ScriptedGenerator):
+        def submit(self, number, request):
+            time_s[0] += INTAKE_S * 0.6
+            before_step[-1] += 1
+            super().submit(number, request)
+
+        def step(self):
+            before_step.append(0)
+            return super().step()
+
+    ours, theirs = socket.socketpair()
+    burst = [wire.Generate(n, wire.pack_request(GenerateRequest(prompt(tokens=1)))) for n in range(1, 12)]
+    for header in burst:
+        send(ours, wire.frame(header))
+    before_step.append(0)
+    ours.shutdown(socket.SHUT_WR)
+    with ours, theirs:
+        GenerateLoop(theirs, Slow(), lambda: time_s[0]).run()
+    assert before_step[:6] == [2, 2, 2, 2, 2, 1]
+    assert sum(before_step) == len(burst)
+
+
 def test_a_cancellation_of_an_unknown_number_changes_nothing(gateway):
     gateway.send(wire.Cancel(99))
     gateway.ask(1, prompt(tokens=1))
@@ -185,7 +211,9 @@ def test_warming_up_leaves_nothing_behind_and_raises_what_it_meets():
 
 
 class TestFaults:
-    @pytest.mark.parametrize("error", [InvalidInput("a"), Overloaded("b", 2.0), DeadlineExceeded("c")])
+    @pytest.mark.parametrize(
+        "error", [InvalidInput("a"), ContextExceeded("too long"), Overloaded("b", 2.0), DeadlineExceeded("c")]
+    )
     def test_known_errors_keep_their_class(self, error):
         name, message = describe(error)
         assert type(revive(name, message, 2.0)) is type(error)

@@ -3,13 +3,13 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretell.llm.engine import EngineSettings
+from foretell.llm.engine import Engine, EngineSettings
 from foretell.llm.executors.base import Shape
 from foretell.llm.executors.fake import FakeExecutor
 from foretell.llm.prefix_cache import NoPrefixCache, RadixCache
 from foretell.llm.scheduler import Budget
 from foretell.llm.speculate import DraftModel, NGramDrafter
-from tests.llm.engine_world import EOS, VOCAB, AnyLength, Seer, expected, prompt_of, sequence, world
+from tests.llm.engine_world import EOS, VOCAB, AnyLength, Seer, drive, expected, prompt_of, sequence, texts, world
 
 requests = st.lists(
     st.fixed_dictionaries(
@@ -111,3 +111,52 @@ def run_and_compare(engine, executor, watch, requests, alone):
             assert said[number] == whole
             assert ends[number] == 1
     assert not any(executor.slots), "a slot was not given back"
+
+
+class Rounding(FakeExecutor):
+    """Kernels that round a token that runs alone otherwise than one beside others of its sequence, as ONNX Runtime's
+    attention does: what follows depends on how each token was computed."""
+
+    def run(self, works):
+        return super().run([w._replace(tokens=[t + VOCAB * (len(w.tokens) > 1) for t in w.tokens]) for w in works])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(st.integers(0, 20), st.integers(1, 60), st.integers(0, 40), st.booleans()), min_size=1, max_size=8
+    ),
+    slots=st.integers(1, 5),
+    budget=st.builds(Budget, st.integers(4, 40), st.integers(4, 80), st.integers(4, 16)),
+    cache_tokens=st.sampled_from([0, 100, 1000]),
+)
+def test_what_must_be_repeatable_is_the_same_to_the_last_bit(requests, slots, budget, cache_tokens):
+    def fresh(number, repeatable=True):
+        _, shared, own, _ = requests[number]
+        asked = sequence(
+            prompt_of(60)[:shared] + prompt_of(own, number), number, temperature=1.0, seed=number, max_tokens=20
+        )
+        asked.repeatable = repeatable
+        return asked
+
+    def engine(slots, **rest):
+        executor = Rounding(Shape(VOCAB, slots, 128, 4), peak=3.0)
+        return Engine(executor, drafter=Seer(executor), lengths=AnyLength(), **rest)
+
+    busy = engine(
+        slots,
+        settings=EngineSettings(budget),
+        cache=RadixCache(cache_tokens * 4, 4, 4) if cache_tokens else NoPrefixCache(),
+    )
+    said = {number: [] for number in range(len(requests))}
+    for tick in range(2000):
+        for number, (at, _, _, repeatable) in enumerate(requests):
+            if at == tick:
+                busy.add(fresh(number, repeatable))
+        for event in busy.step():
+            said[event.sequence.number] += [sampled.token for sampled in event.tokens]
+    for number, (_, _, _, repeatable) in enumerate(requests):
+        if repeatable:
+            alone = engine(1)
+            alone.add(fresh(number))
+            assert said[number] == texts(drive(alone))[number]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretell.core.errors import DeadlineExceeded, InvalidInput, ModelFailed, Overloaded
+from foretell.core.errors import ContextExceeded, DeadlineExceeded, InvalidInput, ModelFailed, Overloaded
 from foretell.core.generation import Chat, Finished, Grammar, Piece, Sampling, Started, Stops
 from tests.llm.speaker import CONTEXT, Speaker, ends, text_of, tokens_of
 
@@ -248,6 +248,10 @@ BAD = {
     "negative token": ({"prompt": [-1]}, r"-1 is no token id"),
     "no messages": ({"prompt": Chat([])}, r"messages is empty.*\$\.messages"),
     "unknown role": ({"prompt": Chat([{"role": "boss", "content": "x"}])}, r'"boss".*\$\.messages\[0\]\.role'),
+    "messages as a variable": (
+        {"prompt": Chat([{"role": "user", "content": "x"}], template_arguments={"messages": []})},
+        r"\$\.chat_template_kwargs\.messages",
+    ),
     "half a character": ({"prompt": "a\ud800"}, r"no valid Unicode"),
     "long prompt": ({"prompt": [9] * 300}, r"context is 256 tokens.*has 300"),
     "text far beyond the context": ({"prompt": "x" * 10**6}, r"context is 256 tokens.*1000000 characters"),
@@ -255,6 +259,7 @@ BAD = {
     "huge max_tokens": ({"prompt": [9] * 56, "stops": Stops(max_tokens=10**12)}, r"1000000000000.*256.*56.*leaves 200"),
     "min above max": ({"stops": Stops(max_tokens=3, min_tokens=4)}, r"min_tokens is 4; expected from 0 to 3"),
     "empty stop": ({"stops": Stops(stop=("x", ""))}, r"stop text is empty.*\$\.stop\[1\]"),
+    "a dictionary of stops": ({"stops": Stops(stop=("x",) * 65)}, r"65 stop texts; send at most 64 \(at \$\.stop\)"),
     "unknown stop token": ({"stops": Stops(stop_token_ids=(70000,))}, r"70000.*\$\.stop_token_ids\[0\]"),
     "cold": (
         {"sampling": Sampling(temperature=-0.1)},
@@ -301,6 +306,12 @@ def test_a_bad_request_is_refused_and_leaves_nothing_behind(speaker, name):
     speaker.run()
     assert text_of(speaker.told[1]) == speaker.says
     assert 0 not in speaker.told
+
+
+@pytest.mark.parametrize("name", ["long prompt", "text far beyond the context", "huge max_tokens"])
+def test_what_does_not_fit_the_context_has_a_class_of_its_own(speaker, name):
+    with pytest.raises(ContextExceeded):
+        speaker.submit(**{"prompt": "Hello", **BAD[name][0]})
 
 
 def test_a_full_queue_refuses_the_whole_request(speaker):

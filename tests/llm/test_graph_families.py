@@ -42,6 +42,16 @@ def test_an_unknown_architecture_is_told_which_are_known_and_what_else_there_is(
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, Unsupported, "rotary scaling yarn"),
         ({"rope_scaling": {"type": "linear"}}, PackageError, "rotary scaling linear lacks 'factor'"),
         ({"quantization_config": {"quant_method": "gptq"}}, Unsupported, "gptq already"),
+        ({"rope_scaling": "linear"}, PackageError, "of the wrong kind.*'str' object"),
+        ({"rope_scaling": {"type": "linear", "factor": "two"}}, PackageError, "of the wrong kind.*'two'"),
+        ({"head_dim": "wide"}, PackageError, "of the wrong kind.*'wide'"),
+        ({"quantization_config": "gptq"}, PackageError, "of the wrong kind"),
+        ({"num_key_value_heads": 3}, PackageError, "4 attention heads cannot share 3"),
+        (
+            {"model_type": "mistral", "sliding_window": 8, "layer_types": ["sliding_attention"] * 2},
+            PackageError,
+            '"layer_types" has 2 entries for 4 layers',
+        ),
         ({"use_bidirectional_attention": True}, Unsupported, "look backwards"),
     ],
 )

@@ -44,6 +44,11 @@ def config(name: str):
         "gemma3": lambda: t.Gemma3TextConfig(
             **TINY, **gemma, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
         ),
+        "gemma3 wide window": lambda: t.Gemma3TextConfig(
+            **TINY,
+            **{**gemma, "sliding_window": TINY["max_position_embeddings"]},
+            layer_types=["sliding_attention"] * 3,
+        ),
         "gemma3 linear": lambda: t.Gemma3TextConfig(
             **TINY,
             **gemma,

@@ -169,11 +169,14 @@ def test_a_device_that_is_not_here_is_refused(folder):
         open_generator(package(folder), ReplicaSettings(threads=1, device="tensorrt"))
 
 
-def test_memory_is_shared_out_of_the_limit_or_of_what_there_is():
+def test_memory_is_shared_out_of_the_limit_or_of_what_there_is(monkeypatch):
     limited = share_memory(ReplicaSettings(memory_limit_mb=1000), GenerationSettings())
     assert limited.kv + limited.cache < 1000 * 2**20
     assert 0 < limited.cache < limited.kv
     assert share_memory(ReplicaSettings(), GenerationSettings()).kv > 0
+    monkeypatch.setattr("foretell.llm.loading.usable_memory", lambda: 1000 * 2**20)
+    of_four = share_memory(ReplicaSettings(count=4), GenerationSettings())
+    assert 4 * (of_four.kv + of_four.cache) < 1000 * 2**20
     told = share_memory(ReplicaSettings(), GenerationSettings(kv_memory_mb=3, prefix_cache_mb=0))
     assert told == (3 * 2**20, 0)
 

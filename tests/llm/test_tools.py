@@ -271,8 +271,11 @@ def test_bad_tools_are_refused_with_their_place(tools, choice, message):
 def test_a_function_whose_schema_cannot_be_used_is_refused_before_it_runs(tmp_path):
     speaker = Speaker(tmp_path, context=1200)
     bad = {"type": "function", "function": {"name": "f", "parameters": {"type": "colour"}}}
-    with pytest.raises(InvalidInput, match="colour"):
-        speaker.submit(Chat(ASK, [bad]))
+    with pytest.raises(InvalidInput, match=r"colour \(at \$\.tools\[1\]\.function\.parameters\)") as caught:
+        speaker.submit(Chat(ASK, [TOOLS[0], bad]))
+    assert "Lark" not in caught.value.message  # which nobody sent
+    with pytest.raises(InvalidInput, match=r"^the JSON schema.*shape"):
+        speaker.submit(Chat(ASK, TOOLS), grammar=Grammar("json_schema", '{"type": "shape"}'))
     with pytest.raises(InvalidInput, match="regex grammar cannot be joined with tools"):
         speaker.submit(Chat(ASK, TOOLS), grammar=Grammar("regex", "a"))
 

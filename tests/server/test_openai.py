@@ -45,6 +45,7 @@ def test_the_openai_client_lists_models(client):
     [
         ({"model": "nobody", "input": "a"}, openai.NotFoundError, "nobody"),
         ({"model": "double", "input": "a"}, openai.BadRequestError, "/v2/models/double/infer"),
+        ({"model": "chat", "input": "a"}, openai.BadRequestError, "ask it at /v1/chat/completions"),
         ({"model": "minilm", "input": ""}, openai.BadRequestError, "empty"),
         ({"model": "minilm", "input": []}, openai.BadRequestError, "list of texts"),
         ({"model": "minilm", "input": [1, 2]}, openai.BadRequestError, "token ids"),

@@ -300,6 +300,12 @@ def test_a_request_that_cannot_run_has_a_status_of_its_own_also_when_streamed(cr
         create(model=model, messages=HI, stream=stream)
 
 
+def test_what_is_too_long_is_told_by_the_code_that_clients_know(create):
+    with pytest.raises(openai.BadRequestError, match="9,000") as caught:
+        create(model="too-small", messages=HI)
+    assert caught.value.code == "context_length_exceeded"
+
+
 @pytest.mark.parametrize(("model", "words"), [("breaks", "the replica died"), ("buggy", "unexpected error")])
 def test_a_stream_that_fails_ends_with_an_error_event(create, model, words):
     chunks = iter(create(model=model, messages=HI, stream=True))
