@@ -1,7 +1,8 @@
 """What the ends of streams carry: `python -m benchmarks.stream_ends [--quick] [--only redis,nats,mqtt,file,webhook]`.
 
 Throughput of each pair: events that wait in the source, through the real processor and one replica of the digits model,
-counted as they are committed. Latency: the real command under light load, from before an event is sent until its answer
+counted as they are committed; beside each, its share of what onnxruntime alone does in process with the same model,
+measured just before it. Latency: the real command under light load, from before an event is sent until its answer
 has come to a reader of the sink, events coming one at a time. The servers are Debian's, on the same cores; the section
 goes to RESULTS.md.
 """
@@ -25,6 +26,7 @@ import nats
 from aiohttp import web
 
 from benchmarks import models
+from benchmarks.ceiling import Ceiling, search
 from benchmarks.report import insert
 from benchmarks.run import processor
 from foretell.app.config import Config, ModelSettings
@@ -40,6 +42,8 @@ BEGIN, END = "<!-- stream ends: begin -->", "<!-- stream ends: end -->"
 COUNT = 20_000
 PER_S = 100
 KEYS = 64
+BATCHES = (32, 256, 1024)
+"""Rows of a batch of the ceiling."""
 
 
 class World:
@@ -208,7 +212,9 @@ async def measure(world: World, only: list[str], quick: bool) -> list[str]:
     rounds = 1 if quick else 3
     sources = [scheme for scheme in ("file", "redis", "nats", "mqtt") if scheme == "file" or scheme in world.brokers]
     sinks = [*sources, *(["webhook"] if "webhook" in only else [])]
-    lines = ["| from \\ to, events/s | " + " | ".join(sinks) + " |", "|---|" + "---:|" * len(sinks)]
+    ceiling = Ceiling(models.digits(), search(models.digits(), 0.3, BATCHES)[0])
+    tops: list[float] = []
+    lines = ["| from \\ to, events/s (of the ceiling) | " + " | ".join(sinks) + " |", "|---|" + "---:|" * len(sinks)]
     port = free_port()
     receiver = subprocess.Popen([sys.executable, "-m", "benchmarks.stream_ends", "--receiver", str(port)])
     wait_for(port)
@@ -217,15 +223,20 @@ async def measure(world: World, only: list[str], quick: bool) -> list[str]:
             cells = []
             for sink in sinks:
                 count = COUNT // (10 if quick or sink == "webhook" else 1)
-                rates = []
+                rates, shares = [], []
                 for _ in range(rounds):
                     to = f"http://127.0.0.1:{port}/hook" if sink == "webhook" else await emptied(world, sink)
-                    rates.append(await throughput(world, await filled(world, source, count), to, count))
-                cells.append(f"{statistics.median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})")
+                    begin = await filled(world, source, count)
+                    tops.append(ceiling.measure(0.3))
+                    rates.append(await throughput(world, begin, to, count))
+                    shares.append(rates[-1] / tops[-1])
+                cells.append(f"{statistics.median(rates):,.0f} ({statistics.median(shares):.3f})")
                 print(source, sink, cells[-1], file=sys.stderr, flush=True)
             lines.append(f"| {source} | " + " | ".join(cells) + " |")
     finally:
         receiver.kill()
+        ceiling.close()
+    lines += ["", f"onnxruntime alone: {statistics.median(tops):,.0f} rows/s, {ceiling.setup}."]
     lines += ["", f"| latency, {PER_S} events/s | p50 ms | p99 ms | most ms | goal p99 |", "|---|---:|---:|---:|---|"]
     for kind in (RedisBroker, NatsBroker):
         if kind.scheme in world.brokers:

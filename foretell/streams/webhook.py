@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, InvalidURL, TCPConnector
@@ -16,6 +18,8 @@ PATIENCE_S = 30.0
 WIDE = 16
 """Requests at a time; those of one key go one after the other."""
 MOST_REASON = 300
+MOST_WAIT_S = 300.0
+"""A receiver that asks for a longer pause is asked again after this one."""
 AGAIN = (401, 407, 408, 425, 429)
 """Refusals that pass: of these requests none is wrong in itself."""
 
@@ -24,7 +28,8 @@ class WebhookSink:
     """A URL. Effectively once with a receiver that honours the header Idempotency-Key, which is the same whenever an
     answer is posted again; at least once with others. Order is kept by key, and by partition where there are no keys.
 
-    2xx takes an answer; 4xx refuses it for good, but for 401, 407, 408, 425 and 429, which are waited out like 5xx.
+    2xx takes an answer; 4xx refuses it for good, but for 401, 407, 408, 425 and 429, which are waited out like 5xx;
+    nothing is posted before a Retry-After has passed.
     """
 
     remembers = True
@@ -37,6 +42,7 @@ class WebhookSink:
         self._session: ClientSession | None = None
         self._settled: dict[str, Refusal | None] = {}
         """What became of records of a call that failed; they are not posted again when it is tried again."""
+        self._paused_until = 0.0
 
     async def open(self) -> Mapping[str, str]:
         """Nothing is sent; what the receiver holds is not known."""
@@ -47,7 +53,10 @@ class WebhookSink:
         return {}
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
-        """Every one was taken or refused."""
+        """Every one was taken or refused. Raises `StreamError` at once while the receiver wants to be left alone."""
+        pause_s = self._paused_until - time.monotonic()
+        if pause_s > 0:
+            raise StreamError(f"{self._url} asked to be left alone for another {pause_s:.1f} s")
         chains: dict[tuple[str, bytes], list[Record]] = {}
         for record in records:
             chains.setdefault((record.message.partition.name, record.message.key), []).append(record)
@@ -98,6 +107,7 @@ class WebhookSink:
         reason = f"{self._url} answered {status}" + (f": {said}" if said else "")
         if 400 <= status < 500 and status not in AGAIN:
             return Refusal(record.message, reason)
+        self._paused_until = max(self._paused_until, time.monotonic() + wait_s(answer.headers.get("Retry-After", "")))
         if 300 <= status < 400:
             reason += f'; it leads to "{answer.headers.get("Location", "")}", name that URL'
         raise StreamError(reason)
@@ -113,6 +123,22 @@ def make_sink(url: EndUrl) -> WebhookSink:
     if not url.host:
         raise ConfigError(f'"{url.text}" names no host')
     return WebhookSink(url.text, os.environ.get("FORETELL_WEBHOOK_AUTHORIZATION", ""))
+
+
+def wait_s(retry_after: str) -> float:
+    """Seconds that a Retry-After asks for, as a number or a date; 0 where it is neither.
+
+    >>> wait_s("2"), wait_s("Thu, 01 Jan 1970 00:00:00 GMT"), wait_s("soon"), wait_s("86400")
+    (2.0, 0.0, 0.0, 300.0)
+    """
+    try:
+        if retry_after.isascii() and retry_after.isdigit():
+            asked = float(retry_after)
+        else:
+            asked = parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(asked, 0.0), MOST_WAIT_S)
 
 
 def _plain(text: str) -> str:

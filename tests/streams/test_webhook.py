@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import json
+import time
 
 import pytest
 from aiohttp import web
@@ -24,6 +25,8 @@ class Receiver:
         self.say = lambda value: 200
         self.delay_s = 0.0
         self.headers: dict = {}
+        self.more: dict[str, str] = {}
+        self.came: list[float] = []
         self.port = free_port()
 
     async def post(self, request):
@@ -33,11 +36,12 @@ class Receiver:
         self.together -= 1
         value, key = await request.json(), request.headers["Idempotency-Key"]
         self.posts[key] += 1
+        self.came.append(time.monotonic())
         self.headers = dict(request.headers)
         status = self.say(value)
         if status == 200:
             self.taken.setdefault(key, value)
-        return web.Response(status=status, text="no thanks" if status >= 300 else "")
+        return web.Response(status=status, text="no thanks" if status >= 300 else "", headers=self.more)
 
     async def __aenter__(self):
         app = web.Application()
@@ -110,6 +114,16 @@ async def test_what_passes_is_waited_out_and_nothing_is_posted_twice_that_was_ta
     assert receiver.values == [0.0, 2.0, 4.0, 6.0, 8.0]
     assert sorted(receiver.posts.values()) == [1, 1, 1, 1, 3]
     assert lines(tmp_path / "dead") == []
+
+
+async def test_nothing_is_posted_before_retry_after_has_passed(tmp_path):
+    async with Receiver() as receiver:
+        trouble, receiver.more = [503], {"Retry-After": "1"}
+        receiver.say = lambda value: trouble.pop() if trouble else 200
+        await stream(source(tmp_path, 1), receiver.url, str(tmp_path / "dead")).run()
+    first, second = receiver.came
+    assert second - first >= 0.99, "the test's own retries come after 20 to 100 ms"
+    assert receiver.values == [0.0]
 
 
 async def test_a_receiver_that_does_not_answer_in_time_is_asked_again(tmp_path, monkeypatch):
