@@ -34,5 +34,6 @@ with tempfile.TemporaryDirectory() as folder:
 
 for row, answer in zip(rows, answers, strict=True):
     print(row, "→", answer)
-assert answers[0]["outputs"] == {"y": 3.0} and answers[2]["outputs"] == {"y": 7.0}
+assert answers[0]["outputs"] == {"y": 3.0}
+assert answers[2]["outputs"] == {"y": 7.0}
 assert answers[1]["status"] == 400
