@@ -75,26 +75,7 @@ class MqttClient:
         if os.environ.get("FORETELL_MQTT_TLS") == "yes":
             paho.tls_set(ca_certs=os.environ.get("FORETELL_MQTT_CA"))
 
-        came: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-
-        def call(function: Callable[..., None], *arguments: object) -> None:
-            """In the loop, unless it is gone; it is woken once for all that came meanwhile."""
-            came.append((function, arguments))
-            if len(came) == 1 and not loop.is_closed():
-                loop.call_soon_threadsafe(take)
-
-        def take() -> None:
-            try:
-                while came:
-                    function, arguments = came[0]
-                    if self._paho is paho:
-                        function(*arguments)
-                    came.popleft()
-            except Exception:
-                came.popleft()
-                loop.call_soon(take)
-                raise
-
+        call = _relay(loop, lambda: self._paho is paho)
         paho.on_connect = lambda _c, _u, _flags, reason, more: call(self._connected, _flags, reason, more)
         paho.on_disconnect = lambda _c, _u, _flags, reason, _more: call(self._disconnected, reason)
         paho.on_publish = lambda _c, _u, mid, reason, _more: call(self._acknowledged, mid, reason)
@@ -207,3 +188,27 @@ def _properties(session: Session) -> Properties:
     if session.window:
         properties.ReceiveMaximum = session.window
     return properties
+
+
+def _relay(loop: asyncio.AbstractEventLoop, current: Callable[[], bool]) -> Callable[..., None]:
+    """Calls in the loop, while `current` and unless the loop is gone; it is woken once for all that came meanwhile."""
+    came: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+
+    def call(function: Callable[..., None], *arguments: object) -> None:
+        came.append((function, arguments))
+        if len(came) == 1 and not loop.is_closed():
+            loop.call_soon_threadsafe(take)
+
+    def take() -> None:
+        try:
+            while came:
+                function, arguments = came[0]
+                if current():
+                    function(*arguments)
+                came.popleft()
+        except Exception:
+            came.popleft()
+            loop.call_soon(take)
+            raise
+
+    return call
