@@ -16,7 +16,7 @@ from foretell.streams.commit import Guarantee, Step, guarantee, steps
 from foretell.streams.message import Change, Message, Record, Refusal, positions
 from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import Portion, Resume, Sink, Source, StreamReset, TransactionalSink
+from foretell.streams.protocol import Portion, Renumbering, Resume, Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
@@ -90,7 +90,8 @@ class Processor:
     @property
     def guarantee(self) -> Guarantee:
         """What this pair of ends promises of every answer."""
-        return guarantee(self._transaction is not None, self._sink.remembers)
+        tells = not isinstance(self._source, Renumbering)
+        return guarantee(self._transaction is not None, tells and self._sink.remembers)
 
     def stop(self) -> None:
         """Finish what was polled, commit it, and end."""
