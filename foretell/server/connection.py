@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from foretell.core.errors import InvalidInput, NotReady
 from foretell.server.assembler import BODY, HEAD, IDLE, Assembler, Upgraded
 from foretell.server.compression import compressed, decoded
-from foretell.server.http import CONTINUE, Body, Request, RequestTimeout, Response, Takeover, encode_head
+from foretell.server.http import CONTINUE, Body, HttpSettings, Request, RequestTimeout, Response, Takeover, encode_head
 
 if TYPE_CHECKING:
     from foretell.server.listener import HttpServer
@@ -163,10 +163,7 @@ class Connection(asyncio.BufferedProtocol):
             successor.begin(self._server, self._transport, self._rest or b"")
 
     def _write(self, request: Request | None, response: Response, body: Body, keep: bool) -> None:
-        connection = b"" if keep else _CLOSE
-        if keep and request is not None and request.http10:
-            connection = _KEEP
-        head = encode_head(response, len(body), connection, self._server.date)
+        head = encode_head(response, len(body), _connection(request, keep), self._server.date)
         if request is not None and request.method == b"HEAD":
             self._transport.write(head)
         elif len(body) <= _JOIN_UP_TO:
@@ -195,9 +192,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
             return False
         finally:
-            close = getattr(chunks, "aclose", None)
-            if close is not None:
-                await close()
+            await _close(chunks)
         return keep
 
     def _after(self, keep: bool) -> None:
@@ -264,7 +259,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._writable is not None and now - self._write_paused_at > settings.write_timeout_s:
             self._transport.abort()
         elif not self._busy:
-            late = self._late(now)
+            late = _late(self._input, self._since, now, settings)
             if self._ending:
                 if now - self._since > _LINGER_S:
                     self._transport.abort()
@@ -272,16 +267,6 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(late)
             elif self._input.phase == IDLE and now - self._since > settings.idle_timeout_s:
                 self._transport.close()
-
-    def _late(self, now: float) -> InvalidInput | None:
-        settings, phase = self._server.settings, self._input.phase
-        waited = now - max(self._input.began, self._since)
-        if phase == HEAD and waited > settings.header_timeout_s:
-            return RequestTimeout(f"the request's head was not complete after {settings.header_timeout_s:g} s")
-        received = self._input.received
-        if phase == BODY and waited > settings.body_timeout_s + received / settings.min_body_rate:
-            return RequestTimeout(f"the request's body was not complete in time; it stopped after {received} bytes")
-        return None
 
     def drain(self) -> None:
         """Close if nothing is being read or answered."""
@@ -292,3 +277,25 @@ class Connection(asyncio.BufferedProtocol):
         if self._task is not None:
             self._task.cancel()
         self._transport.abort()
+
+
+def _connection(request: Request | None, keep: bool) -> bytes:
+    if not keep:
+        return _CLOSE
+    return _KEEP if request is not None and request.http10 else b""
+
+
+async def _close(chunks: AsyncIterator[bytes]) -> None:
+    close = getattr(chunks, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _late(reading: Assembler, since: float, now: float, settings: HttpSettings) -> InvalidInput | None:
+    """What a client is told whose request does not come in time, if it has not."""
+    waited = now - max(reading.began, since)
+    if reading.phase == HEAD and waited > settings.header_timeout_s:
+        return RequestTimeout(f"the request's head was not complete after {settings.header_timeout_s:g} s")
+    if reading.phase == BODY and waited > settings.body_timeout_s + reading.received / settings.min_body_rate:
+        return RequestTimeout(f"the request's body was not complete in time; it stopped after {reading.received} bytes")
+    return None
