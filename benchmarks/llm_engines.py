@@ -70,7 +70,7 @@ def weights() -> Path:
 
 def foretell() -> Engine:
     """foretell as it is installed, nothing tuned."""
-    env, port = _store(), free_port()
+    env, port = smollm2_store(), free_port()
     command = [*FORETELL, "serve", "smollm2", "--port", str(port), "--grpc-port", "-1", "--access-log", "none"]
     process = ServerProcess("foretell-llm", command, env)
     url = f"http://127.0.0.1:{port}"
@@ -80,7 +80,7 @@ def foretell() -> Engine:
 
 def foretell_inside(drafts: bool = True) -> Engine:
     """foretell's generator without HTTP and without a gateway, in a process of its own; `drafts`: speculation."""
-    env, port = _store(), free_port()
+    env, port = smollm2_store(), free_port()
     env |= {"BENCH_PORT": str(port), "BENCH_THREADS": str(THREADS), "BENCH_DRAFTS": str(int(drafts))}
     name = "foretell in process" + ("" if drafts else ", no drafts")
     process = ServerProcess(name.replace(" ", "-"), [sys.executable, str(APPS / "foretell" / "app.py")], env)
@@ -90,7 +90,7 @@ def foretell_inside(drafts: bool = True) -> Engine:
     )
 
 
-def _store() -> dict[str, str]:
+def smollm2_store() -> dict[str, str]:
     """The environment of a store under `.peers` that holds the model. Raises `Unavailable` if `add` fails."""
     home = PEERS / "store" / "smollm2"
     if not (home / "added").exists():

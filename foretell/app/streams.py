@@ -161,7 +161,7 @@ def make_answerer(
     if transform is not None and feeds.feeds:
         raise ConfigError("--map and --state both say what feeds the model; let transform.py return the inputs")
     if keeps.time and not keeps.any:
-        raise ConfigError("--time says when an event happened, which only --state and --recurrent ask")
+        raise ConfigError("--event-time says when an event was, which only --state and --recurrent ask")
     fed = recurrent.inputs if recurrent is not None else frozenset()
     plain = Signature(tuple(each for each in signature.inputs if each.name not in fed), signature.outputs)
     read = () if transform else (*fields_of(plain, feeds), *filter(None, (reads.key, keeps.time)))

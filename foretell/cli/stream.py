@@ -20,6 +20,7 @@ from foretell.store.store import Store
 from foretell.streams.answering import MOST_BYTES
 from foretell.streams.formats import FormatName
 from foretell.streams.pace import MOST
+from foretell.streams.state import CACHE_BYTES
 from foretell.telemetry.log import setup_logging
 
 if sys.platform == "win32":
@@ -54,6 +55,9 @@ Time = Annotated[
 StateFile = Annotated[
     str, typer.Option(metavar="FILE", help="Where state is kept.", show_default="beside the transform")
 ]
+StateCache = Annotated[
+    int, typer.Option(min=1, metavar="MIB", help="Memory for the state of keys in use; more keys wait for the disk.")
+]
 Reset = Annotated[bool, typer.Option("--reset-state", help="Begin with empty state; the old file is moved aside.")]
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes that share the source.")]
 Worker = Annotated[int, typer.Option("--worker", hidden=True)]
@@ -75,6 +79,7 @@ def run(
     recurrent: Loops = None,
     event_time: Time = "",
     state_file: StateFile = "",
+    state_cache: StateCache = CACHE_BYTES >> 20,
     reset_state: Reset = False,
     workers: WorkerCount = 1,
     worker: Worker = -1,
@@ -102,7 +107,7 @@ def run(
         model,
         route,
         Reads(form, schema, columns or (), key, most_bytes),
-        Keeps(state, recurrent or (), event_time, kept, reset_state),
+        Keeps(state, recurrent or (), event_time, kept, reset_state, state_cache << 20),
         most,
     )
     settings = load_config(config, {"server": {"trust_code": trust_code or None}})

@@ -25,6 +25,7 @@ from foretell.server.openai_files import FilesApi, FileStore, NoFiles
 from foretell.server.openai_shape import error_response
 from foretell.server.openapi import Docs
 from foretell.server.router import Router
+from foretell.server.row_stream import RowStreams
 
 
 def no_metrics() -> tuple[bytes, str]:
@@ -49,6 +50,7 @@ class App:
         batches: BatchJobs | None = None,
     ) -> None:
         routes = [*OpenInference(plane, version).routes(), *GenerateApi(plane).routes(), *OpenAi(plane).routes()]
+        routes += RowStreams(plane).routes()
         routes += FilesApi(files or NoFiles()).routes() + BatchesApi(batches or NoBatches()).routes()
         routes += Admin(plane, metrics, routing).routes()
         self.router = Router([*routes, *Docs(routes, version).routes()])

@@ -16,7 +16,10 @@ _DIRECT_FROM = 64 * 2**10
 
 
 class Upgraded(Exception):
-    """The client asked to change the protocol; its request was delivered, what follows is not HTTP."""
+    """The client asked to change the protocol; its request was delivered, what follows (`rest`) is not HTTP."""
+
+    def __init__(self, rest: bytes) -> None:
+        self.rest = rest
 
 
 class Sink(Protocol):
@@ -57,8 +60,8 @@ class Assembler:
         headers, before = self._headers, self.phase
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            raise Upgraded from None
+        except httptools.HttpParserUpgrade as error:
+            raise Upgraded(bytes(data[error.args[0] :])) from None
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             raise (cause if isinstance(cause, ForetellError) else error) from None

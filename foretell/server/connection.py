@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from foretell.core.errors import InvalidInput, NotReady
 from foretell.server.assembler import BODY, HEAD, IDLE, Assembler, Upgraded
 from foretell.server.compression import compressed, decoded
-from foretell.server.http import CONTINUE, Body, Request, RequestTimeout, Response, encode_head
+from foretell.server.http import CONTINUE, Body, Request, RequestTimeout, Response, Takeover, encode_head
 
 if TYPE_CHECKING:
     from foretell.server.listener import HttpServer
@@ -34,7 +34,7 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_app", "_continue_due", "_ending", "_input", "_loop", "_read_paused", "_server", "_since", "_task",
+        "_app", "_continue_due", "_ending", "_input", "_loop", "_read_paused", "_rest", "_server", "_since", "_task",
         "_transport", "_waiting", "_writable", "_write_paused_at",
     )  # fmt: skip
 
@@ -48,6 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiting: deque[Request | Response] = deque()
         self._task: asyncio.Task[None] | None = None
         self._ending = False
+        self._rest: bytes | None = None
         self._continue_due = False
         self._read_paused = False
         self._writable: asyncio.Future[None] | None = None
@@ -80,7 +81,10 @@ class Connection(asyncio.BufferedProtocol):
                 self._input.direct_received(nbytes)
             else:
                 self._input.feed(self._server.scratch[:nbytes])
-        except Upgraded:
+        except Upgraded as upgraded:
+            # Whether the protocol changes is the handler's to say; until then what follows stays where it is.
+            self._rest = upgraded.rest
+            self._transport.pause_reading()
             self._end()
         except Exception as error:
             self._refuse(error)
@@ -127,6 +131,9 @@ class Connection(asyncio.BufferedProtocol):
                 response = await self._app.find(request)(request)
             except Exception as error:
                 response = self._app.refusal(request, error)
+            if response.upgrade is not None:
+                self._hand_over(response.upgrade)
+                return
             if b"accept-encoding" in request.headers:
                 response = compressed(request, response)
             keep = request.keep_alive and not response.close and not self._server.draining
@@ -145,6 +152,15 @@ class Connection(asyncio.BufferedProtocol):
             log.exception("an answer could not be written")
             self._task = None
             self._transport.abort()
+
+    def _hand_over(self, successor: Takeover) -> None:
+        """The connection goes on as something else, and this object ends."""
+        self._task = None
+        self._server.forget(self)
+        if self._transport.is_closing():
+            self._transport.abort()
+        else:
+            successor.begin(self._server, self._transport, self._rest or b"")
 
     def _write(self, request: Request | None, response: Response, body: Body, keep: bool) -> None:
         connection = b"" if keep else _CLOSE
@@ -229,6 +245,8 @@ class Connection(asyncio.BufferedProtocol):
         self._since = self._loop.time()
         if self._task is not None or self._waiting:
             return
+        if self._rest is not None:
+            self._transport.resume_reading()
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
         else:

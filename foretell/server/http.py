@@ -1,15 +1,19 @@
 """The values of HTTP: requests, responses, limits, the errors only HTTP has. Knows neither sockets nor models."""
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
 from foretell.core.errors import ForetellError, InvalidInput, Overloaded
+
+if TYPE_CHECKING:
+    from foretell.server.listener import HttpServer
 
 log = logging.getLogger("foretell.server")
 
@@ -58,6 +62,12 @@ class UnsupportedEncoding(InvalidInput):
     http_status = 415
 
 
+class UpgradeRequired(InvalidInput):
+    """The path is a WebSocket, and the request does not ask for one."""
+
+    http_status = 426
+
+
 class HeadersTooLarge(InvalidInput):
     """The request line and headers exceed `max_header_bytes`."""
 
@@ -95,10 +105,17 @@ class Request(msgspec.Struct, gc=False):
         return self.headers.get(name, default)
 
 
+class Takeover(Protocol):
+    """What a connection becomes that has changed its protocol; it writes the answer to the request itself."""
+
+    def begin(self, server: "HttpServer", transport: asyncio.Transport, rest: bytes) -> None:
+        """Go on with the connection, which does not read yet; `rest` is what came behind the request."""
+
+
 class Response(msgspec.Struct):
     """One HTTP answer. An iterator as `body` is sent chunk by chunk as the client reads.
 
-    `headers` are finished header lines, as `header_line` makes them.
+    `headers` are finished header lines, as `header_line` makes them. With `upgrade` nothing of it is written.
     """
 
     body: Body | AsyncIterator[bytes] = b""
@@ -106,6 +123,7 @@ class Response(msgspec.Struct):
     content_type: bytes = JSON
     headers: bytes = b""
     close: bool = False
+    upgrade: Takeover | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -166,6 +184,8 @@ def headers_of(error: BaseException) -> bytes:
     """The header lines an error brings along: Retry-After, Allow, Accept-Encoding."""
     if isinstance(error, Overloaded):
         return b"retry-after: %d\r\n" % max(1, -int(-error.retry_after_s // 1))
+    if isinstance(error, UpgradeRequired):
+        return b"upgrade: websocket\r\n"
     if isinstance(error, MethodNotAllowed):
         return header_line(b"allow", error.allowed)
     if isinstance(error, UnsupportedEncoding):

@@ -4,12 +4,26 @@ import asyncio
 import errno
 import ssl
 from email.utils import formatdate
+from typing import Protocol
 
 from foretell.core.errors import ConfigError
 from foretell.server.connection import Connection
 from foretell.server.http import HttpApp, HttpSettings
 
 _SCRATCH_BYTES = 64 * 2**10
+
+
+class Member(Protocol):
+    """A connection as the server sees it, whatever it speaks."""
+
+    def sweep(self, now: float) -> None:
+        """End what has taken too long."""
+
+    def drain(self) -> None:
+        """End once what was begun is answered."""
+
+    def abort(self) -> None:
+        """End at once."""
 
 
 class HttpServer:
@@ -25,7 +39,7 @@ class HttpServer:
         self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self.date = _date_line()
         self.draining = False
-        self._connections: set[Connection] = set()
+        self._connections: set[Member] = set()
         self._empty = asyncio.Event()
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -75,13 +89,13 @@ class HttpServer:
 
     # -- what connections ask
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Member) -> bool:
         """Count a connection in. False if it is one too many."""
         self._connections.add(connection)
         self._empty.clear()
         return len(self._connections) <= self.settings.max_connections
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Member) -> None:
         self._connections.discard(connection)
         if not self._connections:
             self._empty.set()

@@ -42,12 +42,13 @@ _PATTERNS = {
 }
 _REASONS = {
     400: "Malformed, or not what the model expects",
-    403: "Would run code the operator does not trust",
+    403: "Would run code the operator does not trust, or is asked by another site's page",
     404: "No such model, version or route",
     405: "Not with this method",
     409: "Somebody else changed it first",
     413: "Body over the limit",
     415: "Unknown Content-Encoding",
+    426: "Not a WebSocket handshake",
     429: "Overloaded; retry after Retry-After seconds",
     500: "The model failed",
     501: "Not offered by this server",

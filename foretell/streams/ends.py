@@ -26,6 +26,11 @@ SCHEMES = {
     "std": Scheme("foretell.streams.stdio"),
     "null": Scheme("foretell.streams.stdio"),
     "kafka": Scheme("foretell.streams.kafka", "kafka", timed=True, groups=True),
+    "redis": Scheme("foretell.streams.redis", "redis", timed=True),
+    "nats": Scheme("foretell.streams.nats", "nats", timed=True),
+    "mqtt": Scheme("foretell.streams.mqtt", "mqtt"),
+    "http": Scheme("foretell.streams.webhook", "webhook"),
+    "https": Scheme("foretell.streams.webhook", "webhook"),
 }
 
 
@@ -50,6 +55,17 @@ class EndUrl(msgspec.Struct, frozen=True):
         if value not in ("yes", "no"):
             raise ConfigError(f'"{self.text}": {name}={value} is neither yes nor no')
         return value == "yes"
+
+    def number(self, name: str, default: float, least: float) -> float:
+        """An option that is a number."""
+        value = self.options.get(name, str(default))
+        try:
+            found = float(value)
+        except ValueError:
+            found = float("nan")
+        if not found >= least:
+            raise ConfigError(f'"{self.text}": {name}={value} is no number of at least {least:g}')
+        return found
 
 
 def parse_end(text: str) -> EndUrl:

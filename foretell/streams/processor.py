@@ -17,7 +17,7 @@ from foretell.streams.message import Message, Record, Refusal, positions
 from foretell.streams.moves import Memory, Moves
 from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import Resume, Sink, Source, StreamReset, TransactionalSink
+from foretell.streams.protocol import Renumbering, Resume, Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
@@ -75,7 +75,8 @@ class Processor:
     @property
     def guarantee(self) -> Guarantee:
         """What this pair of ends promises of every answer."""
-        return guarantee(self._transaction is not None, self._sink.remembers)
+        tells = not isinstance(self._source, Renumbering)
+        return guarantee(self._transaction is not None, tells and self._sink.remembers)
 
     def stop(self) -> None:
         """Finish what was polled, commit it, and end."""

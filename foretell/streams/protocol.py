@@ -67,6 +67,14 @@ class Source(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class Renumbering(Protocol):
+    """A source whose messages have another position when they come again, so that no sink can tell them apart."""
+
+    @property
+    def renumbers(self) -> bool: ...
+
+
 class Sink(Protocol):
     """Where answers go. `remembers`: it can tell what it holds, or drops what comes again under the same key."""
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,8 @@ from foretell.batch.source import Source
 from foretell.batch.spec import JobSpec, Label, Reading, Writing, decode_spec, encode
 from foretell.core.column_map import parse_column_map
 from foretell.core.reference import parse_reference
+from foretell.fleet import worker
+from foretell.fleet.spec import WorkerSpec
 from foretell.importers import import_model
 from foretell.store.job import JobInfo
 from foretell.store.store import Store
@@ -59,6 +63,33 @@ def linear(path: Path) -> Path:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["__main__", __name__, "foretell.accel.ort", "foretell.runtimes.onnx"])
+
+
+class Forked:
+    """A replica that is forked from a process which has imported its modules already: half a second less for each of
+    the many small jobs. The command line starts its replicas as it always does.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.sock, theirs = socket.socketpair()
+        self._child = FORKS.Process(target=worker.serve, args=(theirs, spec), daemon=True)
+        self._child.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid or 0
+
+    def kill(self) -> None:
+        self._child.kill()
+
+    def wait(self, timeout_s: float) -> str | None:
+        self._child.join(timeout_s)
+        return None if self._child.exitcode is None else f"exit status {self._child.exitcode}"
 
 
 class World:
@@ -116,7 +147,7 @@ class World:
 
     def go(self, job: JobInfo, found: Source) -> Report:
         async def run() -> Report:
-            return await BatchService(self.config, self.store, ray=self.ray).run(job, found, self.tell)
+            return await BatchService(self.config, self.store, Forked, self.ray).run(job, found, self.tell)
 
         return asyncio.run(run())
 

@@ -68,7 +68,13 @@ def test_the_picture_is_well_formed_and_names_every_server() -> None:
 def test_every_peer_pins_every_package_and_its_app_compiles() -> None:
     folders = sorted(p.parent for p in APPS.glob("*/requirements.txt"))
     classic = {"fastapi", "litserve", "mlserver", "mosec", "triton"}
-    assert {folder.name for folder in folders} == classic | {"aiperf", "litellm", "llamacpp", "openvino_genai"}
+    assert {folder.name for folder in folders} == classic | {
+        "aiperf",
+        "litellm",
+        "llamacpp",
+        "openvino_genai",
+        "quixstreams",
+    }
     for folder in folders:
         assert all("==" in line for line in (folder / "requirements.txt").read_text().split())
         for app in folder.glob("*.py"):

