@@ -6,17 +6,18 @@ Answers leave in the order in which their messages were polled, so order is kept
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from foretell.core.errors import ForetellError, StateUnwritable, StreamError
 from foretell.streams.answering import Answered, Answerer
 from foretell.streams.answers import encode_refusal
 from foretell.streams.commit import Guarantee, Step, guarantee, steps
-from foretell.streams.message import Change, Message, Record, Refusal, positions
+from foretell.streams.message import Message, Record, Refusal, positions
+from foretell.streams.moves import Memory, Moves
 from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import Portion, Renumbering, Resume, Sink, Source, StreamReset, TransactionalSink
+from foretell.streams.protocol import Renumbering, Resume, Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
@@ -31,22 +32,6 @@ class Ends(NamedTuple):
     source: Source
     sink: Sink
     dead: Sink
-
-
-class Memory(Protocol):
-    """State that is written together with positions. `open` goes back to what was written last."""
-
-    def open(self) -> Mapping[str, str]: ...
-
-    def changes(self, positions: Mapping[str, str]) -> Sequence[Change]:
-        """What `commit` will write, for a change-log."""
-
-    def commit(self, positions: Mapping[str, str]) -> None: ...
-
-    def restore(self, partition: str, log: Iterator[Portion], enough: str | None) -> str | None:
-        """Make a partition what a change-log tells, at least up to `enough`. Returns up to where that is."""
-
-    def close(self) -> None: ...
 
 
 class Flight(NamedTuple):
@@ -85,7 +70,7 @@ class Processor:
         self._changed = asyncio.Condition()
         self._committing = False
         self._over = False
-        self._kept: dict[str, str] = {}
+        self._moves: Moves | None = None
 
     @property
     def guarantee(self) -> Guarantee:
@@ -147,37 +132,21 @@ class Processor:
         """Open the state. With a sink that logs its changes, partitions that come bring theirs along."""
         if self._state is None:
             return Resume(answered)
-        self._kept = dict(self._state.open())
-        if self._transaction is None:
-            return Resume(answered, self._kept)
+        moves = self._moves = Moves(self._state, self._transaction)
         loop = asyncio.get_running_loop()
-        return Resume(
-            answered, self._kept, lambda known: asyncio.run_coroutine_threadsafe(self._take(known), loop).result()
-        )
 
-    async def _take(self, committed: Mapping[str, str | None]) -> Mapping[str, str]:
+        def take(committed: Mapping[str, str | None]) -> Mapping[str, str]:
+            return asyncio.run_coroutine_threadsafe(self._take(moves, committed), loop).result()
+
+        return Resume(answered, moves.positions, take if self._transaction is not None else None)
+
+    async def _take(self, moves: Moves, committed: Mapping[str, str | None]) -> Mapping[str, str]:
         """Nothing may be under way: state is one for all."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._over or not self._flights)
         if self._over:
             raise StreamReset("partitions came while the stream was closed")
-        return await asyncio.to_thread(self._restore, committed)
-
-    def _restore(self, committed: Mapping[str, str | None]) -> Mapping[str, str]:
-        """State that is not where the group is was elsewhere meanwhile, or died before it was written."""
-        assert self._state is not None
-        assert self._transaction is not None
-        for name, position in committed.items():
-            if position is not None and self._kept.get(name) == position:
-                continue
-            try:
-                found = self._state.restore(name, self._transaction.changes(name), position)
-            except (StreamError, StateUnwritable) as error:
-                raise StreamReset(f"the state of {name} was not restored: {error.message}") from None
-            self._kept.pop(name, None)
-            if found is not None:
-                self._kept[name] = found
-        return self._kept
+        return await asyncio.to_thread(moves.restore, committed)
 
     async def _feed(self) -> None:
         """Poll, and begin what was polled. The last flight has no messages: the end."""
@@ -272,7 +241,8 @@ class Processor:
         for wait_s in self._backoff.waits():
             try:
                 state.commit(ends)
-                self._kept.update(ends)
+                if self._moves is not None:
+                    self._moves.positions.update(ends)
                 return
             except StateUnwritable as error:
                 if self._stopping.is_set():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from foretell.core.errors import StateError
 from foretell.streams import table as table_module
 from foretell.streams.watermark import NEVER
-from tests.streams.state_world import event, feed, load, opened, plainly, same
+from tests.streams.state_world import BATCH, WINDOWS, event, feed, load, opened, plainly, same
 
 KEYS = [b"a", b"b", b"c", b"d", b"e"]
 EVENTS = st.lists(
@@ -349,3 +349,42 @@ def test_changes_name_what_expired(tmp_path, transform):
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path, transform):
     with pytest.raises(StateError, match='Did you mean "spend"'):
         opened(tmp_path, transform).get("t/0", "spent", b"a")
+
+
+def test_a_change_log_of_another_version_or_before_a_reset_is_taken_back(tmp_path_factory, transform):
+    events = walk([(b"%d" % n, 1, n) for n in range(20)])
+    first = opened(tmp_path_factory.mktemp("first"), transform)
+    feed(first, transform, "t/0", events)
+    log = [(change.key, change.value) for change in first.changes({"t/0": "20"})]
+    first.commit({"t/0": "20"})
+
+    folder = tmp_path_factory.mktemp("other")
+    other = load(folder, WINDOWS + BATCH + "\n# another version\n")
+    for store in (opened(folder, other), opened(tmp_path_factory.mktemp("reset"), transform, reset=True)):
+        assert store.restore("t/0", [log]) is None
+        assert store.positions() == {}
+        rows = feed(store, transform, "t/0", events[:5])
+        changes = store.changes({"t/0": "5"})
+        store.commit({"t/0": "5"})
+        assert same(rows, list(plainly(transform, events[:5])))
+        merged = dict(log) | {change.key: change.value for change in changes}
+        again = opened(tmp_path_factory.mktemp("again"), other if "other" in str(store._file.path) else transform)
+        assert again.restore("t/0", [list(merged.items())]) == "5"
+        rows = feed(again, transform, "t/0", events[5:])
+        assert same(rows, list(plainly(transform, events))[5:])
+
+
+def test_a_restore_that_waits_for_a_dead_workers_transaction_ends_where_it_is_enough(tmp_path, transform):
+    store = opened(tmp_path, transform)
+    feed(store, transform, "t/0", walk([(b"a", 1, 1)]))
+    log = [(change.key, change.value) for change in store.changes({"t/0": "1"})]
+    store.commit({"t/0": "1"})
+
+    def forever():
+        yield log
+        yield ()
+        raise AssertionError("it waits on")
+
+    assert store.restore("t/0", forever(), "1") == "1"
+    with pytest.raises(AssertionError, match="it waits on"):
+        store.restore("t/0", forever(), "2")
