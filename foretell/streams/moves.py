@@ -5,7 +5,7 @@ from typing import Protocol
 
 from foretell.core.errors import StateUnwritable, StreamError
 from foretell.streams.message import Change
-from foretell.streams.protocol import Portion, StreamReset, TransactionalSink
+from foretell.streams.protocol import ChangeLog, Portion, StreamReset
 
 
 class Memory(Protocol):
@@ -29,7 +29,7 @@ class Moves:
     its changes, None where nobody does and partitions do not bring their state along.
     """
 
-    def __init__(self, memory: Memory, log: TransactionalSink | None) -> None:
+    def __init__(self, memory: Memory, log: ChangeLog | None) -> None:
         self.positions = dict(memory.open())
         self._memory = memory
         self._log = log

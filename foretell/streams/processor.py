@@ -17,7 +17,7 @@ from foretell.streams.message import Message, Record, Refusal, positions
 from foretell.streams.moves import Memory, Moves
 from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import Renumbering, Resume, Sink, Source, StreamReset, TransactionalSink
+from foretell.streams.protocol import ChangeLog, Renumbering, Resume, Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
@@ -65,6 +65,7 @@ class Processor:
         self._stopping = asyncio.Event()
         sink = ends.sink
         self._transaction = sink if isinstance(sink, TransactionalSink) and sink.joins(ends.source) else None
+        self._log = sink if self._transaction is not None and isinstance(sink, ChangeLog) else None
         self._steps = steps(self._transaction is not None, state is not None)
         self._flights: deque[Flight] = deque()
         self._changed = asyncio.Condition()
@@ -132,13 +133,13 @@ class Processor:
         """Open the state. With a sink that logs its changes, partitions that come bring theirs along."""
         if self._state is None:
             return Resume(answered)
-        moves = self._moves = Moves(self._state, self._transaction)
+        moves = self._moves = Moves(self._state, self._log)
         loop = asyncio.get_running_loop()
 
         def take(committed: Mapping[str, str | None]) -> Mapping[str, str]:
             return asyncio.run_coroutine_threadsafe(self._take(moves, committed), loop).result()
 
-        return Resume(answered, moves.positions, take if self._transaction is not None else None)
+        return Resume(answered, moves.positions, take if self._log is not None else None)
 
     async def _take(self, moves: Moves, committed: Mapping[str, str | None]) -> Mapping[str, str]:
         """Nothing may be under way: state is one for all."""
@@ -228,7 +229,7 @@ class Processor:
     async def _transact(self, records: list[Record], messages: list[Message]) -> None:
         """What the sink refuses is buried before its position is committed, so it takes a transaction without it."""
         transaction = self._transaction
-        changes = () if self._state is None else self._state.changes(positions(messages))
+        changes = () if self._state is None or self._log is None else self._state.changes(positions(messages))
         while transaction is not None and messages:
             refused = await transaction.transact(records, self._source, messages, changes)
             if not refused:

@@ -100,10 +100,16 @@ class TransactionalSink(Protocol):
     async def transact(
         self, records: Sequence[Record], source: Source, messages: Sequence[Message], changes: Sequence[Change] = ()
     ) -> list[Refusal]:
-        """The records, changes of state, and that `messages` are done (see `Source.commit`): all of it or nothing. What
-        is of partitions that are not held is left out. Returns records that it never takes; then nothing was written.
-        Raises `StreamReset` where nothing was written and the ends have to be opened anew.
+        """The records, and that `messages` are done (see `Source.commit`): all of it or nothing. What is of partitions
+        that are not held is left out. Returns records that it never takes; then nothing was written. Raises
+        `StreamReset` where nothing was written and the ends have to be opened anew. `changes` of state are a
+        `ChangeLog`'s to write; no other sink is given any.
         """
+
+
+@runtime_checkable
+class ChangeLog(Protocol):
+    """A transactional sink that keeps the changes of state, for workers to which partitions come."""
 
     def changes(self, partition: str) -> Iterator[Portion]:
         """The changes of a partition that were committed until now, the oldest first. Blocks."""

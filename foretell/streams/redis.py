@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.beat import Beat
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Partition, Record, Refusal, ends
+from foretell.streams.message import Change, Message, Partition, Record, Refusal, ends
 from foretell.streams.protocol import Resume, Source, StreamReset, is_replayed
 from foretell.streams.redis_client import RELEASE, RENEW, Commit, Group, RedisClient, Write
 
@@ -223,7 +223,9 @@ class RedisSink:
             await self.client.settle(self._write(_groups(taken, refused)), None)
         return refused
 
-    async def transact(self, records: Sequence[Record], source: Source, messages: Sequence[Message]) -> list[Refusal]:
+    async def transact(
+        self, records: Sequence[Record], source: Source, messages: Sequence[Message], changes: Sequence[Change] = ()
+    ) -> list[Refusal]:
         assert isinstance(source, RedisSource)
         taken, refused = self._sorted(records)
         if refused:
