@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/check.sh
-.venv/bin/pytest -m "not soak" -ra "$@"
+# Two at a time: most of them wait, for processes to start and for time to pass.
+.venv/bin/pytest -m "not soak" -n 2 --dist loadfile -ra "$@"

@@ -60,7 +60,7 @@ StateCache = Annotated[
 ]
 Reset = Annotated[bool, typer.Option("--reset-state", help="Begin with empty state; the old file is moved aside.")]
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes that share the source.")]
-Worker = Annotated[int, typer.Option("--worker", hidden=True)]
+Worker = Annotated[int, typer.Option("--worker", hidden=True, help="Which of them this process is.")]
 Metrics = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where Prometheus finds /metrics.", show_default="no")]
 ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="foretell.toml: settings of the model.")]
 
@@ -93,6 +93,13 @@ def run(
     """Run a model on a stream: every message is answered, or ends as a dead letter with the reason.
 
     Ctrl-C commits what was begun and ends. Which guarantee a pair of ends has: docs/streams.md.
+
+    \b
+    Examples:
+      foretell stream digits --from rows.jsonl --to answers.jsonl
+      foretell stream fraud --from kafka://localhost/payments --to kafka://localhost/scores --map amount,hour=X
+      foretell stream fraud --from redis://localhost/in --to nats://localhost/out --state windows.py --trust-code
+      tail -f sensor.jsonl | foretell stream anomaly --from - --to https://example.org/alerts
     """
     setup_logging("warning")
     route = Route(source, sink, dead_letter)

@@ -63,6 +63,7 @@ def test_killed_ten_times_at_random_moments_the_output_is_that_of_an_undisturbed
         whole_parts_only(job)
     process = command(job, "out", "--resume")
     until_working(job, process)
+    assert process.poll() is None, "its replica is killed in mid-job"
     kill(process, "replica")  # the parent goes on by itself
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

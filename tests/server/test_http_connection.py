@@ -270,8 +270,8 @@ def test_compressed_requests_are_understood(shared, encoding, squeeze):
 @pytest.mark.parametrize(
     ("encoding", "raw", "status"),
     [("gzip", gzip.compress(bytes(64 * 2**20)), 413), ("deflate", zlib.compress(bytes(64 * 2**20)), 413),
-     ("gzip", gzip.compress(INFER)[:-9], 400), ("gzip", b"junk", 400), ("deflate", b"junk", 400),
-     ("gzip", gzip.compress(INFER) + b"more", 400), ("br", b"junk", 415), ("gzip, gzip", b"junk", 415)],
+     ("gzip", gzip.compress(INFER, mtime=0)[:-9], 400), ("gzip", b"junk", 400), ("deflate", b"junk", 400),
+     ("gzip", gzip.compress(INFER, mtime=0) + b"more", 400), ("br", b"junk", 415), ("gzip, gzip", b"junk", 415)],
 )  # fmt: skip
 def test_compression_bombs_and_corrupt_streams_are_refused(shared, encoding, raw, status):
     answer = shared.send(post(raw, "double", f"Content-Encoding: {encoding}", "Connection: close"))
