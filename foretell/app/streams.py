@@ -132,7 +132,7 @@ class StreamService:
         try:
             await self._deploy(info.name, str(info.number), package)
             if not self._stopped:
-                gc.freeze()  # what start-up made stays for good: scanning it again would hold up messages for 70 ms
+                gc.freeze()  # what start-up made stays for good and need not be scanned again while messages wait
                 await self._processor.run()
         finally:
             await self._plane.close(0.0)

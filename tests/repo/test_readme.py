@@ -55,6 +55,15 @@ def at(url: str, script: str) -> str:
     return script.replace("127.0.0.1:8080", url.removeprefix("http://"))
 
 
+def ask(url: str, script: str) -> str:
+    """What a page's Python prints when it asks the server at `url`."""
+    done = subprocess.run(
+        [sys.executable, "-c", at(url, script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, script + done.stderr
+    return done.stdout
+
+
 def iris(path: Path) -> None:
     """A classifier of four numbers, as the README's model file."""
     skl2onnx = pytest.importorskip("skl2onnx")
@@ -130,14 +139,7 @@ def test_the_clients_page_shows_clients_that_work(workplace):
             module = re.search(r"^import (openai|tritonclient)", script, re.MULTILINE)
             if module:
                 pytest.importorskip(module[1])
-            done = subprocess.run(
-                [sys.executable, "-c", at(ready["url"], script)],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            assert done.returncode == 0, script + done.stderr
+            ask(ready["url"], script)
         for page in ("/docs", "/openapi.json", "/metrics", "/healthz", "/admin/deployments"):
             with urllib.request.urlopen(ready["url"] + page) as answer:
                 assert answer.status == 200
@@ -159,12 +161,5 @@ def test_the_page_of_language_models_does_what_it_says(workplace):
     Path("foretell.toml").write_text(document.replace("context = 4096", "context = 128"))
     with server(f"{serve} --config foretell.toml") as ready:
         for script in blocks("docs/llm.md", "python"):
-            done = subprocess.run(
-                [sys.executable, "-c", at(ready["url"], script)],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            assert done.returncode == 0, script + done.stderr
-            assert done.stdout.strip()
+            said = ask(ready["url"], script)
+            assert said.strip()

@@ -67,12 +67,14 @@ class Kafka:
             producer.produce(topic, value, name, partition) if partition >= 0 else producer.produce(topic, value, name)
         assert producer.flush(30) == 0
 
-    def read(self, topic: str, count: int, timeout_s: float = 40.0, settle_s: float = 0.5) -> list[dict]:
+    def read(
+        self, topic: str, count: int, timeout_s: float = 40.0, settle_s: float = 0.5, isolation: str = "read_committed"
+    ) -> list[dict]:
         """What a reader of committed transactions sees: `count` messages, and more if more come."""
         from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
         settings = {"bootstrap.servers": self.address, "group.id": uuid.uuid4().hex}
-        consumer = Consumer({**settings, "isolation.level": "read_committed", "enable.auto.commit": False})
+        consumer = Consumer({**settings, "isolation.level": isolation, "enable.auto.commit": False})
         partitions = consumer.list_topics(topic, 20).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         found, end = [], time.monotonic() + timeout_s
