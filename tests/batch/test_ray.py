@@ -223,6 +223,9 @@ def test_a_node_that_dies_takes_its_worker_along_and_no_row(on_ray, cluster):
 
 
 def test_a_cluster_that_others_have_taken_is_waited_for_with_a_word(on_ray, monkeypatch, caplog):
+    class Other:
+        """Somebody else's actor; workers cannot import this module, so it is not of its top level."""
+
     monkeypatch.setattr("foretell.batch.ray.ROOM_S", 0.5)
     source = double(on_ray)
     other = ray.remote(num_cpus=CPUS)(Other).remote()
@@ -233,10 +236,6 @@ def test_a_cluster_that_others_have_taken_is_waited_for_with_a_word(on_ray, monk
     leaving.join()
     whole(on_ray)
     assert "others hold the CPUs of the Ray cluster" in caplog.text
-
-
-class Other:
-    """Someone else's actor."""
 
 
 @pytest.mark.parametrize(

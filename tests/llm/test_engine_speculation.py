@@ -261,11 +261,10 @@ def test_a_drafter_that_fails_costs_its_guesses_and_nobodys_text():
                 raise RuntimeError("out of memory")
             return super().propose(asked)
 
-    engine, _, _ = world(drafter=Failing(), lengths=Always(4))
-    ask = sequence(prompt_of(10) * 3, 0, max_tokens=20)
+    engine, _, _ = world(drafter=Failing(), lengths=Always(4), follow=lambda tokens: tokens[-10])
+    ask = sequence(prompt_of(10) * 2, 0, max_tokens=20)
     engine.add(ask)
-    said = texts(drive(engine))[0]
-    assert said == expected(FakeExecutor(Shape(VOCAB, 1, 128, 4)), sequence(prompt_of(10) * 3, 0, max_tokens=20))
+    assert texts(drive(engine))[0] == prompt_of(10) * 2
     assert ask.drafted > 0, "later guesses were made"
 
 
