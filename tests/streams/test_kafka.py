@@ -6,8 +6,6 @@ import signal
 import psutil
 import pytest
 
-from tests.streams.test_kill import QUICK
-
 MAP = ("--map", "a,b=X")
 
 
@@ -45,10 +43,8 @@ def test_kafka_to_kafka_every_message_is_answered_once_in_order(world, kafka):
 
 
 @pytest.mark.slow
-def test_workers_share_a_topic_and_one_that_dies_is_replaced(world, kafka, monkeypatch):
+def test_workers_share_a_topic_and_one_that_dies_is_replaced(world, kafka):
     """It is killed when all is committed: this broker never ends the transaction of a dead worker."""
-    for name, value in QUICK.items():
-        monkeypatch.setenv(name, value)
     source, sink = kafka.topic("in", partitions=2), kafka.topic("out")
     process = stream(world, kafka.url(source, group=source), kafka.url(sink), "--workers", 2)
     kafka.produce(source, rows(1000), key="k")
