@@ -69,6 +69,15 @@ def find_inputs(paths: Sequence[str]) -> list[InputFile]:
     return _joined(found) if forms == ["files"] else found
 
 
+def seen_now(file: InputFile) -> Seen:
+    """The file as it is now. Raises `InvalidInput` where it is gone."""
+    try:
+        file.filesystem.invalidate_cache()
+        return _seen(file.filesystem, file.path, file.filesystem.info(file.path))
+    except OSError as error:
+        raise InvalidInput(f'"{file.path}" cannot be read: {error}') from None
+
+
 def _find(path: str) -> list[InputFile]:
     try:
         filesystem, root = fsspec.core.url_to_fs(path)
@@ -89,15 +98,14 @@ def _find(path: str) -> list[InputFile]:
             if len(infos) == 1:
                 raise InvalidInput(f'"{path}": its form is unknown; known are {", ".join(_SUFFIXES)}')
             continue
-        seen = Seen(filesystem.unstrip_protocol(name), int(info.get("size") or 0), _stamp(info))
-        files.append(InputFile(name, form, seen, filesystem, _partition(relative)))
+        files.append(InputFile(name, form, _seen(filesystem, name, info), filesystem, _partition(relative)))
     if not files:
         raise InvalidInput(f'"{path}": no file of a known form is there; known are {", ".join(_SUFFIXES)}')
     return files
 
 
 def _infos(filesystem: Any, root: str) -> dict[str, dict[str, Any]]:
-    if any(mark in root for mark in "*?["):
+    if any(mark in root for mark in "*?[") and not filesystem.exists(root):
         found = filesystem.glob(root, detail=True)
         return {name: info for name, info in found.items() if info.get("type") != "directory"}
     if filesystem.isdir(root):
@@ -108,6 +116,10 @@ def _infos(filesystem: Any, root: str) -> dict[str, dict[str, Any]]:
 def _format(name: str) -> InputFormat | None:
     base = posixpath.basename(name).lower()
     return next((form for suffix, form in _SUFFIXES.items() if base.endswith(suffix)), None)
+
+
+def _seen(filesystem: Any, name: str, info: Mapping[str, Any]) -> Seen:
+    return Seen(filesystem.unstrip_protocol(name), int(info.get("size") or 0), _stamp(info))
 
 
 def _stamp(info: Mapping[str, Any]) -> str:

@@ -95,13 +95,15 @@ class JobRun:
             await asyncio.to_thread(self._jobs.renew, self.job.id, self._owner, time.time())
 
     async def _work(self) -> None:
+        self.progress.began = time.monotonic()
         layout, survey, done = await asyncio.to_thread(self._prepare)
         self.progress.total = survey.total
         for part in done.values():
             self.progress.add(part)
+        self._check_errors()
         if not self.plan.part_rows:
             await self._decide(layout, survey)
-        self.progress.before, self.progress.began = self.progress.read, time.monotonic()
+        self.progress.before = self.progress.read
         self._tell(self.progress)
         await self._do_parts(layout, self._crew.parts(layout, self.plan.part_rows, survey.rows, done))
         self._jobs.move(self.job.id, self._owner, "finalizing", time.time())
@@ -129,7 +131,8 @@ class JobRun:
         sizes = Sizes(self.spec.batch_rows, self.spec.part_rows)
         if not (sizes.batch_rows and sizes.part_rows):
             table = await asyncio.to_thread(self._source.look, layout)
-            tried = await self._crew.sizes(table, survey.row_bytes)
+            row_bytes = max(survey.row_bytes, table.nbytes / max(table.num_rows, 1))
+            tried = await self._crew.sizes(table, row_bytes)
             sizes = Sizes(sizes.batch_rows or tried.batch_rows, sizes.part_rows or tried.part_rows)
         self.plan = msgspec.structs.replace(self.plan, batch_rows=sizes.batch_rows, part_rows=sizes.part_rows)
         await asyncio.to_thread(self._jobs.plan, self.job.id, self._owner, encode(self.plan))
@@ -154,11 +157,14 @@ class JobRun:
         await asyncio.to_thread(self._jobs.record, self.job.id, self._owner, record)
         self.progress.add(record)
         self._tell(self.progress)
+        self._check_errors(done.reason)
+
+    def _check_errors(self, reason: str = "") -> None:
         limit = self.spec.max_errors
         if limit is not None and self.progress.errors > limit:
             raise InvalidInput(
                 f"{self.progress.errors} rows failed, --max-errors allows {limit}; one of them:"
-                f" {done.reason or 'see the errors file'}. They are in {self._output.path / ERRORS}. Resume with a"
+                f" {reason or 'see the errors file'}. They are in {self._output.path / ERRORS}. Resume with a"
                 " higher limit, or mend the input and start anew"
             )
 

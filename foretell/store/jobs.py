@@ -84,9 +84,9 @@ class Jobs:
             connection.execute(JOBS.insert().values(msgspec.structs.asdict(info)))
         return info
 
-    def claim(self, job: str, owner: str, now: float, gone: Callable[[str], bool]) -> JobInfo:
-        """Take the lease and the state "running". Raises `Conflict` if somebody else holds the lease (and is not
-        `gone`, as far as one can know), or if the job is over.
+    def claim(self, job: str, owner: str, now: float, gone: Callable[[str], bool], spec: str = "") -> JobInfo:
+        """Take the lease and the state "running"; `spec` is what is asked from now on, "" what was asked before. Raises
+        `Conflict` if somebody else holds the lease (and is not `gone`, as far as one can know), or if the job is over.
         """
         with self._database.write(_lock(job), counts=False) as connection:
             info = _read(connection, job)
@@ -99,6 +99,7 @@ class Jobs:
             taken = msgspec.structs.replace(
                 info,
                 state="running",
+                spec=spec or info.spec,
                 owner=owner,
                 lease_until=now + LEASE_S,
                 attempts=info.attempts + 1,

@@ -6,14 +6,17 @@ import os
 import shutil
 import signal
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from foretell.batch.layout import Layout
 from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
+from foretell.batch.readers import open_input
 from foretell.batch.source import Source
 from foretell.core.errors import ConfigError, Conflict, ForetellError, InvalidInput, NotFound, PackageError
 
@@ -152,18 +155,33 @@ def test_too_many_errors_stop_the_job_and_a_higher_limit_lets_it_go_on(doubler):
     with pytest.raises(InvalidInput, match=r"2 rows failed, --max-errors allows 1; one of them: .*minus one"):
         doubler.batch("double", source, max_errors=1)
     assert doubler.job().state == "failed"
+    with pytest.raises(InvalidInput, match="2 rows failed, --max-errors allows 1"):
+        doubler.batch("double", source, max_errors=1, resume=True)
+    assert doubler.job().state == "failed", "though no part is left to do"
     assert doubler.batch("double", source, max_errors=2, resume=True).errors == 2
     assert doubler.rows().column("y").to_pylist() == [2.0, 4.0]
+
+
+def test_a_limit_that_was_raised_stays_with_the_job(doubler, monkeypatch):
+    source = doubler.table("in.parquet", x=[1.0, -1.0, -1.0, 2.0])
+    monkeypatch.setattr(OutputFolder, "write_text", Mock(side_effect=ConfigError("the disk is full")))
+    with pytest.raises(InvalidInput):
+        doubler.batch("double", source, max_errors=1, part_rows=2)
+    with pytest.raises(ConfigError, match="the disk is full"):
+        doubler.batch("double", source, max_errors=2, part_rows=2, resume=True)
+    monkeypatch.undo()
+    assert doubler.run_again(doubler.job()).errors == 2
 
 
 def test_a_damaged_page_stops_the_job_with_the_name_of_the_file(linear_world, monkeypatch):
     monkeypatch.setattr("foretell.batch.tuning.MOST_ROWS", 1024)
     values = np.random.default_rng(0).random((4096, 2), dtype=np.float32)
     path = linear_world.folder / "in.parquet"
-    pa.parquet.write_table(pa.table({"X": list(values)}), path, row_group_size=2048, write_page_checksum=True)
+    form = {"row_group_size": 2048, "compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    pa.parquet.write_table(pa.table({"X": list(values)}), path, **form)
     raw = bytearray(path.read_bytes())
-    at = pa.parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
-    raw[at : at + 400] = os.urandom(400)
+    column = pa.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    raw[column.data_page_offset + column.total_compressed_size - 4] ^= 1  # a bit of a number: only its page's sum tells
     path.write_bytes(raw)
     with pytest.raises(InvalidInput, match=r"in\.parquet cannot be read as parquet"):
         linear_world.batch("linear", path)
@@ -185,6 +203,28 @@ def test_a_file_that_vanishes_is_named(linear_world):
     shutil.rmtree(linear_world.folder / "in")
     with pytest.raises(InvalidInput, match=r"a\.parquet cannot be read"):
         source.first_schema()
+
+
+def test_a_file_that_is_a_row_and_vanishes_is_named_and_no_empty_row(world):
+    for name in ("a.txt", "b.txt"):
+        (world.folder / name).write_text(name)
+    source = Source([str(world.folder / "*.txt")])
+    (world.folder / "b.txt").unlink()
+    with pytest.raises(InvalidInput, match=r"cannot be read as files: .*b\.txt"), open_input(source.files[0]) as reader:
+        list(reader.read(0, ("path", "content")))
+
+
+def test_a_file_that_changes_while_the_job_runs_is_noticed(linear_world):
+    path = linear_world.table("in [1].parquet", X=X)
+    source = Source([str(path)])
+    layout = Layout(linear_world.spec("linear", path), source.first_schema(), ["X"], pa.schema([]), set())
+    assert next(source.parts(layout, 2, [3], {})).table.num_rows == 2
+    linear_world.table("in [1].parquet", X=X + X)
+    with pytest.raises(Conflict, match="has changed while the job ran"):
+        next(source.parts(layout, 2, [3], {}))
+    path.unlink()
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        next(source.parts(layout, 2, [3], {}))
 
 
 def test_a_later_file_with_other_columns_is_named_with_the_first(linear_world):

@@ -139,6 +139,43 @@ outputs = [{ name = "width", datatype = "INT64", shape = [-1] }]
     assert "cannot identify image" in world.errors()[0]["error"]
 
 
+SIZE_OF = """[signature]
+inputs = [{ name = "file", datatype = "BYTES", shape = [-1] }]
+outputs = [{ name = "size", datatype = "INT64", shape = [-1] }]
+"""
+
+
+@pytest.fixture
+def sizer(world):
+    """ "size" in the store: how many bytes a file has."""
+    world.add_python("size", "def predict(file):\n    return {'size': np.array([len(one) for one in file])}", SIZE_OF)
+    world.single("size")
+    return world
+
+
+def test_names_that_look_like_patterns_are_names(sizer):
+    for name in ("photo[1].txt", "photo1.txt", "what?.txt", "a*.txt"):
+        (path := sizer.folder / "notes" / name).parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    sizer.batch("size", sizer.folder / "notes")
+    rows = sizer.rows().to_pylist()
+    assert {row["path"].rpartition("/")[2]: row["size"] for row in rows} == {
+        "photo[1].txt": 12,
+        "photo1.txt": 10,
+        "what?.txt": 9,
+        "a*.txt": 6,
+    }
+
+
+def test_a_table_may_have_a_name_that_looks_like_a_pattern(linear_world):
+    source = linear_world.table("in [1].parquet", **ROWS)
+    linear_world.table("in 1.parquet", X=[[0.0, 0.0]])
+    linear_world.batch("linear", source)
+    assert linear_world.rows().column("y").to_pylist() == ANSWERS
+    linear_world.batch("linear", linear_world.folder / "in [[]*.parquet", "glob")
+    assert linear_world.rows("glob").column("y").to_pylist() == ANSWERS
+
+
 def test_rows_of_different_lengths_come_back_in_their_order(world):
     signature = """[signature]
 inputs = [{ name = "x", datatype = "INT64", shape = [-1, -1] }]
