@@ -24,7 +24,7 @@ BATCH_BYTES = 16 * 2**20
 _BATCH_ROWS = 16384
 _FILES_AT_A_TIME = 64
 _BLOCK = 4 * 2**20
-_BUFFERS = 64 * 2**20
+_BUFFERS = 16 * 2**20
 _LEAST_BUFFER, _MOST_BUFFER = 2**16, 2**20
 Batches = Iterator[pa.RecordBatch]
 

@@ -250,7 +250,8 @@ def test_an_input_without_rows_is_a_finished_job_without_rows(linear_world):
     assert linear_world.batch("linear", source).rows == 0
     assert linear_world.job().state == "completed"
     source = linear_world.table("two.parquet", X=X)
-    assert linear_world.batch("linear", source, "none", where="1 > 2").filtered == 3
+    report = linear_world.batch("linear", source, "none", where="1 > 2")
+    assert (report.filtered, report.parts) == (3, 1)
 
 
 def test_a_full_disk_stops_the_job_and_loses_nothing(linear_world, monkeypatch):

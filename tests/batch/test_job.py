@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from foretell.app.config import ModelSettings
+from foretell.batch.scoring import RowScorer
 from foretell.batch.work import Work
 from foretell.core.errors import Conflict
 from foretell.store.job import JobPart
@@ -246,6 +248,20 @@ def test_the_models_settings_of_the_operator_are_used(doubler):
         server=doubler.config.server, models={"double": ModelSettings(replicas={"count": 2, "threads": 1})}
     )
     assert doubler.batch("double", doubler.table("in.parquet", x=[1.0, 2.0])).rows == 2
+
+
+def test_the_clock_of_a_rate_runs_while_sizes_are_tried(doubler, monkeypatch):
+    told, tried = [], []
+    original = RowScorer.sizes
+
+    async def noting(self, *arguments):
+        tried.append(time.monotonic())
+        return await original(self, *arguments)
+
+    monkeypatch.setattr(RowScorer, "sizes", noting)
+    doubler.tell = lambda progress: told.append(progress.began)
+    doubler.batch("double", doubler.table("in.parquet", x=[1.0, 2.0]))
+    assert told[0] < tried[0]
 
 
 def test_records_of_parts_say_what_became_of_each_row(doubler):
