@@ -39,14 +39,15 @@ _MARKS = (
 class InputFile(msgspec.Struct, frozen=True):
     """One file as a sequence of rows, or (`format` files) many files of one row each, named in `members`.
 
-    `partition`: the values of a Hive layout (month=3) in its path. `filesystem` is fsspec's.
+    `partition`: the values of a Hive layout (month=3) in its path, numbers where they are numbers in all files.
+    `filesystem` is fsspec's.
     """
 
     path: str
     format: InputFormat
     seen: Seen
     filesystem: Any
-    partition: Mapping[str, str] = {}
+    partition: Mapping[str, str | int] = {}
     members: tuple[str, ...] = ()
 
     @property
@@ -66,6 +67,7 @@ def find_inputs(paths: Sequence[str]) -> list[InputFile]:
     keys = {tuple(file.partition) for file in found}
     if len(keys) > 1:
         raise InvalidInput(f"the partitions differ: {' and '.join('/'.join(key) or 'none' for key in sorted(keys))}")
+    found = _typed(found)
     return _joined(found) if forms == ["files"] else found
 
 
@@ -128,9 +130,24 @@ def _stamp(info: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(repr(sorted(told.items())).encode())
 
 
-def _partition(relative: str) -> dict[str, str]:
+def _partition(relative: str) -> dict[str, str | int]:
     pairs = (part.partition("=") for part in relative.split("/")[:-1] if "=" in part)
     return {key: value for key, _, value in pairs}
+
+
+def _typed(files: list[InputFile]) -> list[InputFile]:
+    """Values of partitions as numbers, where every file has one there (03 is none)."""
+    numbers = {key for key in files[0].partition if all(_is_number(str(file.partition[key])) for file in files)}
+
+    def typed(file: InputFile) -> InputFile:
+        values = {key: int(value) if key in numbers else value for key, value in file.partition.items()}
+        return msgspec.structs.replace(file, partition=values)
+
+    return [typed(file) for file in files] if numbers else files
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and str(int(text)) == text and int(text) < 2**63
 
 
 def _joined(files: Iterable[InputFile]) -> list[InputFile]:

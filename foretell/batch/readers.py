@@ -47,7 +47,7 @@ def open_input(file: InputFile) -> Iterator[Reader]:
     """Open one file; partition values are columns of it. Raises `InvalidInput` that names the file, in mid-read too."""
     with _named(file), contextlib.ExitStack() as stack:
         reader = _OPEN[file.format](file, stack)
-        constants = {key: _value(value) for key, value in file.partition.items() if key not in reader.schema.names}
+        constants = {key: value for key, value in file.partition.items() if key not in reader.schema.names}
         if constants:
             reader = _with_constants(reader, constants)
         yield reader
@@ -202,10 +202,6 @@ def _with_constants(reader: Reader, constants: dict[str, int | str]) -> Reader:
             yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
     return Reader(schema, reader.rows, read, reader.row_bytes)
-
-
-def _value(text: str) -> int | str:
-    return int(text) if text.isdigit() and str(int(text)) == text else text
 
 
 def _handle(file: InputFile, **options: str) -> Any:

@@ -245,6 +245,39 @@ def test_a_later_file_with_a_narrower_number_is_read_as_the_first(linear_world):
     assert linear_world.rows().to_pydict()["y"] == [21.0, 21.0]
 
 
+def test_a_later_file_whose_values_do_not_fit_the_first_is_named_with_the_column(linear_world):
+    linear_world.table("in/a.parquet", id=[1], X=[[1.0, 2.0]])
+    linear_world.table("in/b.parquet", id=[2.5], X=[[1.0, 2.0]])
+    with pytest.raises(InvalidInput, match=r'b\.parquet: column "id" does not fit int64, its type in the first file.*2\.5'):
+        linear_world.batch("linear", linear_world.folder / "in")
+    assert 'column "id"' in linear_world.job().reason
+
+
+def test_a_column_that_is_null_in_a_whole_later_file_is_read_as_in_the_first(linear_world):
+    (linear_world.folder / "in").mkdir()
+    (linear_world.folder / "in/a.jsonl").write_text('{"id": "a", "tags": ["x"], "t": 1.0, "X": [1.0, 2.0]}')
+    (linear_world.folder / "in/b.jsonl").write_text('{"id": null, "tags": null, "t": null, "X": [1.0, 2.0]}')
+    report = linear_world.batch("linear", linear_world.folder / "in", label="t=y", keep=("id", "tags"))
+    rows = linear_world.rows().to_pydict()
+    assert (rows["id"], rows["tags"], rows["y"]) == (["a", None], [["x"], None], [21.0, 21.0])
+    assert report.quality.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"where": "day > 3"}, r'b\.parquet differs from .*a\.parquet: --where "day > 3" does not fit the columns'),
+        ({"label": "day=y"}, r'b\.parquet differs from .*a\.parquet: --label: column "day" holds string'),
+    ],
+)
+def test_a_later_file_is_checked_against_the_filter_and_the_label_before_anything_runs(linear_world, asked, says):
+    linear_world.table("in/a.parquet", day=[4], X=[[1.0, 2.0]])
+    linear_world.table("in/b.parquet", day=["5"], X=[[1.0, 2.0]])
+    with pytest.raises(InvalidInput, match=says):
+        linear_world.batch("linear", linear_world.folder / "in", keep=("none",), **asked)
+    assert linear_world.store.jobs.parts(linear_world.job().id) == []
+
+
 def test_an_input_without_rows_is_a_finished_job_without_rows(linear_world):
     source = linear_world.table("in.parquet", X=pa.array([], pa.list_(pa.float32())))
     assert linear_world.batch("linear", source).rows == 0

@@ -17,7 +17,7 @@ from PIL import Image
 from foretell.app.config import ModelSettings
 from foretell.batch.scoring import RowScorer
 from foretell.batch.work import Work
-from foretell.core.errors import Conflict
+from foretell.core.errors import Conflict, InvalidInput
 from foretell.store.job import JobPart
 
 ROWS = {"id": [7, 8, 9], "X": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]}
@@ -97,6 +97,16 @@ def test_partitions_of_a_folder_are_kept_and_can_be_filtered_and_mapped(linear_w
     rows = linear_world.rows().sort_by("month")
     assert rows.select(["id", "month", "y"]).to_pydict() == {"id": [2, 10], "month": [2, 10], "y": [22.0, 110.0]}
     assert sorted(p.name for p in (linear_world.folder / "out").iterdir() if p.is_dir()) == ["month=10", "month=2"]
+
+
+def test_partitions_are_numbers_only_where_all_of_them_are(linear_world):
+    for month in ("09", "10"):
+        linear_world.table(f"flights/month={month}/f.parquet", a=[1.0], b=[1.0], id=[month])
+    linear_world.batch("linear", linear_world.folder / "flights", map=["a,b=X"], where="month >= '10'")
+    assert linear_world.rows().column("id").to_pylist() == ["10"]
+    assert (linear_world.folder / "out/month=10").is_dir()
+    with pytest.raises(InvalidInput, match="--where \"month > 9\" does not fit the columns"):
+        linear_world.batch("linear", linear_world.folder / "flights", "more", map=["a,b=X"], where="month > 9")
 
 
 def test_a_glob_and_several_inputs_are_one_input(linear_world):
