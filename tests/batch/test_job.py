@@ -1,10 +1,12 @@
 """Whole jobs on real replicas: what comes in, what goes out, what is kept, and what the report says."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
 import time
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 
 from foretell.app.config import ModelSettings
+from foretell.batch.output import write_table
 from foretell.batch.scoring import RowScorer
 from foretell.batch.work import Work
 from foretell.core.errors import Conflict, InvalidInput
@@ -68,6 +71,31 @@ def test_csv_and_json_lines_come_out_with_lists_as_json(linear_world):
     assert [json.loads(cell) for cell in table.column("pair").to_pylist()] == [[2, 4], [6, 8], [10, 12]]
     lines = (linear_world.folder / "jsonl/part-00000-000000.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == {"id": 7, "word": 'a"b', "y": 21.0, "pair": [2, 4]}
+
+
+NAN = float("nan")
+CELLS = {
+    "numbers": (pa.list_(pa.float32()), [[0.1, None, 2.0], None, [], [NAN, -3e38]], [[0.1, None, 2], "", [], [None, -3e38]]),
+    "halves": (pa.list_(pa.float16()), [[0.5, None]], [[0.5, None]]),
+    "flags": (pa.large_list(pa.bool_()), [[True, None, False]], [[True, None, False]]),
+    "texts": (pa.list_(pa.string()), [['a"b\\', "c\nd\x01", None, "ü,"], None], [['a"b\\', "c\nd\x01", None, "ü,"], ""]),
+    "nested": (pa.list_(pa.list_(pa.int8(), 2)), [[[1, None], None], None, []], [[[1, None], None], "", []]),
+    "days": (pa.list_(pa.date32()), [[date(2026, 1, 2), None]], [["2026-01-02", None]]),
+    "records": (pa.struct([("a", pa.int8())]), [{"a": 1}, None], [{"a": 1}, ""]),
+    "lists_of_records": (pa.list_(pa.struct([("a", pa.string())])), [[{"a": "x"}, None]], [[{"a": "x"}, None]]),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_csv_holds_every_list_as_json_and_a_null_as_an_empty_cell(tmp_path, name):
+    kind, values, said = CELLS[name]
+    table = pa.table({"id": range(len(values)), "cell": pa.array(values, kind)})
+    write_table(table.slice(0, 1), "csv", tmp_path / "first.csv")
+    write_table(pa.concat_tables([table.slice(0, 1), table.slice(1)]), "csv", tmp_path / "in.csv")
+    for path, expected in (("first.csv", said[:1]), ("in.csv", said)):
+        with (tmp_path / path).open(newline="") as file:
+            cells = [row["cell"] for row in csv.DictReader(file)]
+        assert [cell and json.loads(cell) for cell in cells] == expected
 
 
 def test_a_filter_leaves_rows_out_and_keep_names_the_columns_that_go_along(linear_world):
