@@ -106,6 +106,8 @@ class JobRun:
         self.progress.before = self.progress.read
         self._tell(self.progress)
         await self._do_parts(layout, self._crew.parts(layout, self.plan.part_rows, survey.rows, done))
+        # A worker that died may have left halves, or a file that its part turned out not to have.
+        await asyncio.to_thread(self._remove_leavings)
         self._jobs.move(self.job.id, self._owner, "finalizing", time.time())
 
     def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
@@ -115,6 +117,10 @@ class JobRun:
         layout = layout_of(self.spec, question, self._source, schema)
         survey = self._source.survey(question.check, layout.check)
         self._output.prepare()
+        return layout, survey, self._remove_leavings()
+
+    def _remove_leavings(self) -> dict[PartKey, JobPart]:
+        """Remove what no record names, and return the records. Raises `Conflict` if a file that one names is gone."""
         done = {PartKey(part.file, part.part): part for part in self._jobs.parts(self.job.id)}
         recorded = [name for part in done.values() for name in part.names]
         present = self._output.names()
@@ -124,7 +130,7 @@ class JobRun:
                 f" cancel job {self.job.id} and start anew in another folder"
             )
         self._output.remove(leavings(present, recorded))
-        return layout, survey, done
+        return done
 
     async def _decide(self, layout: Layout, survey: Survey) -> None:
         """Choose the sizes of requests and parts, once for the whole job."""

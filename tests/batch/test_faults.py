@@ -18,6 +18,7 @@ from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
 from foretell.batch.readers import open_input
 from foretell.batch.source import Source
+from foretell.batch.work import Work
 from foretell.core.errors import ConfigError, Conflict, ForetellError, InvalidInput, NotFound, PackageError
 
 SMALL = ("--trust-code", "--batch-rows", 50, "--part-rows", 100)
@@ -392,6 +393,22 @@ def test_leavings_of_a_dead_run_are_removed(linear_world, big, monkeypatch):
         (out / name).write_bytes(b"half")
     linear_world.batch("linear", big, resume=True)
     assert linear_world.rows().column("id").to_pylist() == list(range(5000))
+
+
+def test_what_a_dead_worker_left_is_gone_at_the_end(linear_world, monkeypatch):
+    """It had a row fail, or died in the middle of a file; another one did the part, and no row failed."""
+    original = Work.do
+
+    async def after_another(self, *arguments):
+        (linear_world.folder / "out/_errors").mkdir()
+        for name in ("_errors/part-00000-000000.jsonl", ".part-00000-000000.parquet.1.tmp"):
+            (linear_world.folder / "out" / name).write_text("{}")
+        return await original(self, *arguments, again=1)
+
+    monkeypatch.setattr(Work, "do", after_another)
+    assert linear_world.batch("linear", linear_world.table("in.parquet", X=X)).errors == 0
+    left = [path.name for path in (linear_world.folder / "out").rglob("*") if path.is_file()]
+    assert sorted(left) == ["_report.html", "_report.json", "part-00000-000000.parquet"]
 
 
 def test_a_package_that_is_missing_or_another_is_refused(linear_world, big, monkeypatch):
