@@ -178,9 +178,7 @@ def _drop_what_is_no_text(pieces: Sequence[Piece], spec: TensorSpec, failed: dic
 
 
 def _nbytes(outputs: Tensors) -> int:
-    return sum(
-        sum(map(len, array.ravel())) if array.dtype.kind == "O" else array.nbytes for array in outputs.values()
-    )
+    return sum(sum(map(len, array.ravel())) if array.dtype.kind == "O" else array.nbytes for array in outputs.values())
 
 
 def _run(rows: NDArray[np.int64]) -> "NDArray[np.int64] | slice":

@@ -5,21 +5,27 @@ that a job which stopped goes on where it was.
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 
 from foretell.batch.layout import Layout
 from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
+from foretell.batch.protocol import temporary_name
 from foretell.batch.readers import open_input
 from foretell.batch.source import Source
+from foretell.batch.spec import Plan, encode
 from foretell.batch.work import Work
 from foretell.core.errors import ConfigError, Conflict, ForetellError, InvalidInput, NotFound, PackageError
+from tests.batch.conftest import SIGNATURE
 
 SMALL = ("--trust-code", "--batch-rows", 50, "--part-rows", 100)
 X = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
@@ -122,6 +128,21 @@ def test_rows_that_cannot_be_used_go_to_the_errors_file_with_the_reason(linear_w
         {"id": "c", "file": source, "row": 2, "error": 'column "X": a list of another length than 2'},
     ]
     assert (report.rows, report.errors) == (3, 2)
+
+
+def test_nan_fails_a_row_where_the_package_refuses_it(world):
+    world.add_python(
+        "careful", "def predict(x):\n    return {'y': x}", SIGNATURE.replace("[-1] }]", "[-1], allow_nan = false }]", 1)
+    )
+    world.single("careful")
+    values = [1.0, float("nan"), None, float("inf"), 2.0]
+    report = world.batch("careful", world.table("in.parquet", x=pa.array(values, pa.float32())))
+    assert world.rows().column("y").to_pylist() == [1.0, 2.0]
+    assert [error["row"] for error in world.errors()] == [1, 2, 3]
+    assert {error["error"] for error in world.errors()} == {
+        'column "x": NaN, infinity or null, which this model refuses'
+    }
+    assert report.errors == 3
 
 
 def test_a_row_on_which_the_model_raises_fails_alone_among_thousands(doubler):
@@ -249,7 +270,9 @@ def test_a_later_file_with_a_narrower_number_is_read_as_the_first(linear_world):
 def test_a_later_file_whose_values_do_not_fit_the_first_is_named_with_the_column(linear_world):
     linear_world.table("in/a.parquet", id=[1], X=[[1.0, 2.0]])
     linear_world.table("in/b.parquet", id=[2.5], X=[[1.0, 2.0]])
-    with pytest.raises(InvalidInput, match=r'b\.parquet: column "id" does not fit int64, its type in the first file.*2\.5'):
+    with pytest.raises(
+        InvalidInput, match=r'b\.parquet: column "id" does not fit int64, its type in the first file.*2\.5'
+    ):
         linear_world.batch("linear", linear_world.folder / "in")
     assert 'column "id"' in linear_world.job().reason
 
@@ -288,42 +311,27 @@ def test_an_input_without_rows_is_a_finished_job_without_rows(linear_world):
     assert (report.filtered, report.parts) == (3, 1)
 
 
-def test_a_full_disk_stops_the_job_and_loses_nothing(linear_world, monkeypatch):
-    monkeypatch.setattr("foretell.batch.tuning.MOST_ROWS", 1024)
-    values = np.arange(10_000, dtype=np.float32).reshape(-1, 2)
-    source = linear_world.table("in.parquet", id=np.arange(5000), X=list(values))
-    take, taken = OutputFolder.take, []
-
-    def filling(self, step, contents):
-        taken.append(step)
-        if len(taken) == 6:
-            raise OSError(28, "No space left on device")
-        take(self, step, contents)
-
-    monkeypatch.setattr(OutputFolder, "take", _named_as_real(filling))
-    with pytest.raises(ConfigError, match=r"No space left on device\. What was committed stays: free some space"):
-        linear_world.batch("linear", source)
-    monkeypatch.undo()
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("form", "name"), [("parquet", "part-00000-000002.parquet"), ("csv", "part-00000-000001.csv")])
+def test_a_full_disk_stops_the_job_and_loses_nothing(linear_world, big, form, name):
+    """/dev/full refuses every write, as a full disk does: here, that of one part."""
+    out = linear_world.folder / "out"
+    out.mkdir()
+    more = {"format": form, "batch_rows": 1000, "part_rows": 1000}
+    spec = linear_world.spec("linear", big, **more)
+    job = linear_world.store.jobs.create(str(out), encode(spec), encode(Plan(Source(spec.reading.paths).seen)), 0.0)
+    (out / temporary_name(name, 1)).symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"No space left on device.*What was committed stays: free some space"):
+        linear_world.run_again(job)
     assert linear_world.job().state == "failed"
-    linear_world.batch("linear", source, resume=True)
-    assert linear_world.rows().column("id").to_pylist() == list(range(5000))
+    report = linear_world.batch("linear", big, resume=True, **more)
+    assert (report.rows, report.parts) == (5000, 5)
+    ids = pa.dataset.dataset(str(out), format=form).to_table().column("id")
+    assert sorted(ids.to_pylist()) == list(range(5000))
 
 
-def _named_as_real(take):
-    """What the disk says passes through the same hands as in `OutputFolder.take`."""
-    from foretell.batch.output import _named
-
-    def wrapped(self, *arguments):
-        with _named(self.path):
-            take(self, *arguments)
-
-    return wrapped
-
-
-def test_a_real_full_disk_is_told(linear_world):
-    """/dev/full refuses every write, as a full disk does."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_at_the_report_is_told(linear_world):
     out = linear_world.folder / "out"
     out.mkdir()
     (out / "._report.json.tmp").symlink_to("/dev/full")
@@ -432,13 +440,15 @@ def test_a_second_process_is_refused_while_the_first_runs_the_job(linear_world, 
     assert linear_world.job().owner == owner, "the refused one changed nothing"
 
 
-def test_a_job_whose_process_is_dead_can_be_resumed_at_once(linear_world, big):
-    process = linear_world.cli("list")
-    process.wait()
-    dead = this_process().split(":")
-    assert gone(":".join([dead[0], str(process.pid), "1.00", dead[3]]))
-    assert not gone(this_process())
-    assert not gone("another-host:1:1.00:token")
+def test_a_job_whose_process_is_dead_can_be_resumed_at_once(linear_world, big, monkeypatch):
+    job = interrupted(linear_world, big, monkeypatch)
+    tell = "from foretell.batch.owner import this_process; print(this_process())"
+    dead = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True).stdout.strip()
+    linear_world.store.jobs.claim(job.id, f"another-{dead}", time.time(), gone)
+    with pytest.raises(Conflict, match="is run by another process"):  # nobody here can know whether that one lives
+        linear_world.batch("linear", big, resume=True)
+    linear_world.store.jobs.claim(job.id, dead, time.time(), lambda owner: True)
+    assert linear_world.batch("linear", big, resume=True).rows == 5000
 
 
 def test_a_cancelled_job_stops_its_process(linear_world, monkeypatch):

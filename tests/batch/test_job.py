@@ -75,10 +75,18 @@ def test_csv_and_json_lines_come_out_with_lists_as_json(linear_world):
 
 NAN = float("nan")
 CELLS = {
-    "numbers": (pa.list_(pa.float32()), [[0.1, None, 2.0], None, [], [NAN, -3e38]], [[0.1, None, 2], "", [], [None, -3e38]]),
+    "numbers": (
+        pa.list_(pa.float32()),
+        [[0.1, None, 2.0], None, [], [NAN, -3e38]],
+        [[0.1, None, 2], "", [], [None, -3e38]],
+    ),
     "halves": (pa.list_(pa.float16()), [[0.5, None]], [[0.5, None]]),
     "flags": (pa.large_list(pa.bool_()), [[True, None, False]], [[True, None, False]]),
-    "texts": (pa.list_(pa.string()), [['a"b\\', "c\nd\x01", None, "ü,"], None], [['a"b\\', "c\nd\x01", None, "ü,"], ""]),
+    "texts": (
+        pa.list_(pa.string()),
+        [['a"b\\', "c\nd\x01", None, "ü,"], None],
+        [['a"b\\', "c\nd\x01", None, "ü,"], ""],
+    ),
     "nested": (pa.list_(pa.list_(pa.int8(), 2)), [[[1, None], None], None, []], [[[1, None], None], "", []]),
     "days": (pa.list_(pa.date32()), [[date(2026, 1, 2), None]], [["2026-01-02", None]]),
     "records": (pa.struct([("a", pa.int8())]), [{"a": 1}, None], [{"a": 1}, ""]),
@@ -133,7 +141,7 @@ def test_partitions_are_numbers_only_where_all_of_them_are(linear_world):
     linear_world.batch("linear", linear_world.folder / "flights", map=["a,b=X"], where="month >= '10'")
     assert linear_world.rows().column("id").to_pylist() == ["10"]
     assert (linear_world.folder / "out/month=10").is_dir()
-    with pytest.raises(InvalidInput, match="--where \"month > 9\" does not fit the columns"):
+    with pytest.raises(InvalidInput, match='--where "month > 9" does not fit the columns'):
         linear_world.batch("linear", linear_world.folder / "flights", "more", map=["a,b=X"], where="month > 9")
 
 
@@ -277,8 +285,16 @@ def test_resume_of_a_finished_job_or_of_none(linear_world):
 
 
 def test_a_job_keeps_its_version_though_a_newer_one_is_there(doubler):
-    assert doubler.batch("double", doubler.table("in.parquet", x=[1.0])).model == "double@1"
+    source = doubler.table("in.parquet", x=[1.0, -1.0])
+    with pytest.raises(InvalidInput, match="--max-errors allows 0"):
+        doubler.batch("double", source, max_errors=0)
+    doubler.add_python("triple", "def predict(x):\n    return {'y': x * 3}")
+    doubler.store.add("double", doubler.folder / "python/triple")
+    with pytest.raises(Conflict, match=r"its model was double@1, not double@2\. Resume it with"):
+        doubler.batch("double", source, resume=True)
+    assert doubler.run_again(doubler.job(), max_errors=None).model == "double@1"
     assert doubler.rows().column("y").to_pylist() == [2.0]
+    assert doubler.batch("double", source, "other").model == "double@2"
 
 
 def test_the_models_settings_of_the_operator_are_used(doubler):

@@ -71,7 +71,9 @@ def test_the_search_for_rows_that_a_filter_lets_through_has_an_end(linear_world,
     monkeypatch.setattr("foretell.batch.source.SEARCH_BYTES", 20 * 2**20)
     files = photos.files[0].filesystem
     reading, asked = files.cat_ranges, []
-    monkeypatch.setattr(files, "cat_ranges", lambda names, *more, **how: asked.extend(names) or reading(names, *more, **how))
+    monkeypatch.setattr(
+        files, "cat_ranges", lambda names, *more, **how: asked.extend(names) or reading(names, *more, **how)
+    )
     assert photos.look(layout_of(linear_world, photos, ["content"], "1 > 2")).num_rows == 0
     assert 20 <= len(asked) < 40
 

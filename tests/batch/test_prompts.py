@@ -88,7 +88,9 @@ def test_an_answer_that_no_column_can_hold_fails_alone():
     assert scored.columns["name"].to_pylist() == ["Tom", "Big"]
     assert scored.columns["scores"].to_pylist() == [None, [float(2**53 + 1), 1e300]]
     assert sorted(scored.failed) == [1, 3, 4]
-    assert re.match(r'the answer\'s "age" does not fit its column \(int64\): .*bound it in the schema', scored.failed[1])
+    assert re.match(
+        r'the answer\'s "age" does not fit its column \(int64\): .*bound it in the schema', scored.failed[1]
+    )
 
 
 @pytest.mark.parametrize(
