@@ -3,8 +3,8 @@
 Throughput of each pair: events that wait in the source, through the real processor and one replica of the digits model,
 counted as they are committed; beside each, its share of what onnxruntime alone does in process with the same model,
 measured just before it. Latency: the real command under light load, from before an event is sent until its answer
-has come to a reader of the sink, events coming one at a time. The servers are Debian's, on the same cores; the section
-goes to RESULTS.md.
+has come to a reader of the sink, events coming one at a time; beside it the floor, an echo over the same clients. The
+servers are Debian's, on the same cores; the section goes to RESULTS.md.
 """
 
 import argparse
@@ -39,6 +39,9 @@ from tests.streams.brokers import BROKERS, Broker, NatsBroker, RedisBroker
 from tests.streams.conftest import free_port, wait_for
 
 BEGIN, END = "<!-- stream ends: begin -->", "<!-- stream ends: end -->"
+Start = Callable[["World", Broker, str, str], list[str]]
+"""The command that answers events from a source to a sink."""
+
 COUNT = 20_000
 PER_S = 100
 KEYS = 64
@@ -154,14 +157,25 @@ async def sender(broker: Broker, name: str) -> Callable[[bytes], Awaitable[objec
     return lambda value: js.publish(f"{name}.k", value)
 
 
-async def latencies(world: World, broker: Broker, seconds: float) -> list[float]:
+def scoring(world: World, broker: Broker, source: str, sink: str) -> list[str]:
+    """foretell, as a user runs it."""
+    route = ["--from", broker.source(source), "--to", broker.sink(sink), "--dead-letter", str(world.folder / "dead")]
+    return [sys.executable, "-m", "foretell", "stream", "digits", *route, "--key", "n"]
+
+
+def echoing(world: World, broker: Broker, source: str, sink: str) -> list[str]:
+    """The floor: a loop over the same client that sends each event's number back, with no model and no guarantee."""
+    return [sys.executable, "-m", "benchmarks.stream_echo", broker.scheme, str(broker.port), source, sink]
+
+
+async def latencies(world: World, broker: Broker, command: Start, seconds: float) -> list[float]:
     """Milliseconds from sending to the answer, one event alone at a time, the first second left out."""
     source, sink = broker.names()
     await broker.prepare(source, sink)
-    route = ["--from", broker.source(source), "--to", broker.sink(sink), "--dead-letter", world.folder / "dead.jsonl"]
-    command = [sys.executable, "-m", "foretell", "stream", "digits", *route, "--key", "n"]
     environment = {**os.environ, "FORETELL_HOME": str(world.folder / "home")}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(world, broker, source, sink), env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     sent: dict[int, float] = {}
     took: dict[int, float] = {}
 
@@ -237,16 +251,31 @@ async def measure(world: World, only: list[str], quick: bool) -> list[str]:
         receiver.kill()
         ceiling.close()
     lines += ["", f"onnxruntime alone: {statistics.median(tops):,.0f} rows/s, {ceiling.setup}."]
-    lines += ["", f"| latency, {PER_S} events/s | p50 ms | p99 ms | most ms | goal p99 |", "|---|---:|---:|---:|---|"]
+    return lines + await light_load(world, 3 if quick else 10, rounds)
+
+
+async def light_load(world: World, seconds: float, rounds: int) -> list[str]:
+    """Latency of foretell and of the floor, in turn."""
+    runs = f"median of {rounds} runs of {seconds:g} s (min–max)"
+    lines = ["", f"| latency, {PER_S} events/s, {runs} | p50 ms | p99 ms | goal p99 |", "|---|---:|---:|---|"]
     for kind in (RedisBroker, NatsBroker):
-        if kind.scheme in world.brokers:
-            found = await latencies(world, world.brokers[kind.scheme], 3 if quick else 15)
-            cuts = statistics.quantiles(found, n=100)
-            verdict = "reached" if cuts[98] < 20 else "**missed**"
-            cells = f"{cuts[49]:.1f} | {cuts[98]:.1f} | {max(found):.1f} | < 20: {verdict}"
-            lines.append(f"| {kind.scheme} → {kind.scheme} | {cells} |")
+        broker = world.brokers.get(kind.scheme)
+        if broker is None:
+            continue
+        found: dict[str, list[list[float]]] = {"foretell": [], "an echo without a model": []}
+        for _ in range(rounds):
+            for name, command in zip(found, (scoring, echoing), strict=True):
+                found[name].append(statistics.quantiles(await latencies(world, broker, command, seconds), n=100))
+        for name, cuts in found.items():
+            p50, p99 = [each[49] for each in cuts], [each[98] for each in cuts]
+            goal = f"< 20: {'reached' if statistics.median(p99) < 20 else '**missed**'}" if name == "foretell" else ""
+            lines.append(f"| {kind.scheme} → {kind.scheme}, {name} | {_spread(p50)} | {_spread(p99)} | {goal} |")
             print(lines[-1], file=sys.stderr, flush=True)
     return lines
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def _prompt_tokens(request: GenerateRequest) -> int:
 def _fake_logprobs(number: int, text: str, wanted: int) -> list[TokenLogprob]:
     if wanted < 0:
         return []
-    top = [(number + k, text if k == 0 else f"{text}{k}", -0.5 - k) for k in range(wanted)]
+    top = [(number + k, (text if k == 0 else f"{text}{k}").encode(), -0.5 - k) for k in range(wanted)]
     return [TokenLogprob(number, text, text.encode(), -0.5, top)]
 
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,14 @@ from foretell.batch.tuning import Sizes
 from foretell.batch.work import Done, Work
 from foretell.core.errors import ConfigError, ForetellError, ReplicaCrashed
 
+logger = logging.getLogger(__name__)
+
 TRIES = 3
 """A part is given up when so many workers died of it."""
 AT_A_TIME = 2
 """Parts of a worker: one is scored while the other is read or written."""
+ROOM_S = 10.0
+"""How long a job waits for a CPU of the cluster before it says so."""
 CLOSE_S = 10.0
 CONNECT_S = 5.0
 
@@ -89,9 +93,10 @@ class Worker:
 
 
 class _Seat(msgspec.Struct):
-    """A worker, whether it has begun, and whether it is known to be dead. It may wait for a CPU before it begins."""
+    """A worker, whether it has a CPU, whether it has begun, and whether it is known to be dead."""
 
     worker: Any
+    placed: bool = False
     began: bool = False
     dead: bool = False
 
@@ -126,6 +131,7 @@ class RayCrew:
         self._count = min(self._count or room, room)
         for _ in range(self._count):
             self._seat()
+        self._keep(self._say_if_there_is_no_room())
 
     def _join(self) -> None:
         if ray.is_initialized():
@@ -146,16 +152,29 @@ class RayCrew:
         worker = ray.remote(num_cpus=self._cpus)(Worker).remote(self._charge, self._cpus)
         seat = _Seat(worker)
         self._seats.append(seat)
-        task = asyncio.create_task(self._free_when_ready(seat))
+        self._keep(self._free_when_ready(seat))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._seating.add(task)
         task.add_done_callback(self._seating.discard)
 
     async def _free_when_ready(self, seat: _Seat) -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # whoever asks it next meets the error
+            await seat.worker.__ray_ready__.remote()
+            seat.placed = True
             await seat.worker.ready.remote()
         seat.began = True
         for _ in range(AT_A_TIME):
             self._free.put_nowait(seat)
+
+    async def _say_if_there_is_no_room(self) -> None:
+        await asyncio.sleep(ROOM_S)
+        if not any(seat.placed for seat in self._seats):
+            logger.warning(
+                "no worker has begun: others hold the CPUs of the Ray cluster. The job waits for one; Ctrl-C leaves it"
+                " resumable, also without Ray"
+            )
 
     async def close(self) -> None:
         """End the workers, and this process's part in the cluster."""

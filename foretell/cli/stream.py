@@ -118,8 +118,8 @@ def run(
         most,
     )
     settings = load_config(config, {"server": {"trust_code": trust_code or None}})
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_run_one(settings, open_store(store, database), spec, worker, metrics))
+    with open_store(store, database) as opened, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_run_one(settings, opened, spec, worker, metrics))
 
 
 async def _run_one(config: Config, store: Store, spec: StreamSpec, worker: int, metrics: str) -> None:

@@ -8,7 +8,7 @@ import msgspec
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the next token is chosen. None means the package's default, then the field's neutral value.
 
-    `temperature` 0 is greedy. `seed` makes the text repeatable, in whatever batch it runs; without one it is drawn.
+    `temperature` 0 is greedy. `seed` makes the draws, the same ones in whatever batch it runs; without one it is drawn.
     `logit_bias` maps token ids to what is added to their logits.
     """
 
@@ -44,11 +44,13 @@ class Chat(msgspec.Struct, omit_defaults=True):
     """A conversation in OpenAI's shape; the package's chat template makes the prompt of it.
 
     `tool_choice`: "none", "auto", "required", or the name of the one function that must be called ("name:NAME").
+    `parallel_calls`: the answer may hold several calls.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = []
     tool_choice: str = "auto"
+    parallel_calls: bool = True
     template_arguments: dict[str, Any] = {}
 
 
@@ -77,13 +79,13 @@ class GenerateRequest(msgspec.Struct, omit_defaults=True):
 
 
 class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
-    """`token` is its id, `text` what it decodes to alone, `raw` its bytes; `top`: (id, text, logprob), best first."""
+    """`token` is its id, `text` what it decodes to alone, `raw` its bytes; `top`: (id, bytes, logprob), best first."""
 
     token: int
     text: str
     raw: bytes
     logprob: float
-    top: list[tuple[int, str, float]] = []
+    top: list[tuple[int, bytes, float]] = []
 
 
 class Started(msgspec.Struct, tag=0, array_like=True, gc=False):

@@ -102,9 +102,5 @@ class Choice:
 
     def _logprob(self, one: Sampled) -> TokenLogprob:
         raw = self._tokenizer.token_bytes(one.token)
-        top = [(token, _text(self._tokenizer.token_bytes(token)), logprob) for token, logprob in one.top]
-        return TokenLogprob(one.token, _text(raw), raw, one.logprob, top)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+        top = [(token, self._tokenizer.token_bytes(token), logprob) for token, logprob in one.top]
+        return TokenLogprob(one.token, raw.decode("utf-8", "replace"), raw, one.logprob, top)

@@ -4,6 +4,7 @@ What runs is the scheduler's to say, where keys and values lie is in the books o
 `speculate`'s and how far `draft_length`'s, which token comes is `sampling`'s. It knows no text and no request.
 """
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from foretell.llm.scheduler import Budget, Departure, Plan, Scheduler
 from foretell.llm.sequence import Reason, Sequence
 from foretell.llm.speculate import Drafter, NoDrafter, Offer
 from foretell.llm.turn import Turn, choose, failed
+
+logger = logging.getLogger(__name__)
 
 MIN_RETRY_S = 0.05
 MAX_RETRY_S = 60.0
@@ -195,9 +198,19 @@ class Engine:
             if count and self._kv.grow(sequence.slot, len(sequence.tokens) + count):
                 wanted.append((sequence, count))
                 grades.append(offer.grade)
-        drafts = self._drafter.propose(wanted) if wanted else []
+        drafts = self._guess(wanted) if wanted else []
         drafted = {s: (d, grade) for (s, _), d, grade in zip(wanted, drafts, grades, strict=True)}
         return [Turn(sequence, 1, *drafted.get(sequence, ([], 0))) for sequence in decodes]
+
+    def _guess(self, wanted: list[tuple[Sequence, int]]) -> list[list[int]]:
+        """The guesses. A drafter that fails costs its guesses and nobody's text."""
+        try:
+            return self._drafter.propose(wanted)
+        except Exception:
+            logger.exception("guessing failed; this step goes without")
+            for sequence, _ in wanted:
+                self._drafter.forget(sequence)
+            return [[] for _ in wanted]
 
     def _learn(self, turns: list[Turn], seconds: float | None) -> None:
         """What the decoding turns cost and gained; `seconds` None: the step did something else too."""

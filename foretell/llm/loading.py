@@ -8,6 +8,7 @@ import msgspec
 from foretell.core.errors import PackageError
 from foretell.core.settings import GenerationSettings, ReplicaSettings
 from foretell.llm.engine import Engine, EngineSettings
+from foretell.llm.executors.base import Shape
 from foretell.llm.forced import ForcedDrafter
 from foretell.llm.generator import LlmGenerator
 from foretell.llm.grammar import Grammars
@@ -40,8 +41,8 @@ def open_generator(
         shape = executor.shape
         _check_agreement(package, options, tokenizer, shape.vocab)
         cache = RadixCache(memory.cache, shape.token_bytes) if memory.cache else NoPrefixCache()
-        drafter = _drafter(settings, generation, tokenizer, shape.vocab, resources)
-        engine = Engine(executor, EngineSettings(budget, memory.kv), cache, drafter)
+        drafter, kv = _drafter(settings, generation, tokenizer, shape, memory.kv, resources)
+        engine = Engine(executor, EngineSettings(budget, kv), cache, drafter)
         grammars = Grammars(package.path / TOKENIZER, shape.vocab, options.eos)
         limits = Limits(shape.context, shape.vocab, options.eos)
         intake = Intake(tokenizer, template, grammars, limits, options.sampling)
@@ -52,13 +53,15 @@ def _drafter(
     settings: ReplicaSettings,
     generation: GenerationSettings,
     tokenizer: Tokenizer,
-    vocab: int,
+    shape: Shape,
+    kv: int,
     resources: contextlib.ExitStack,
-) -> Drafter:
+) -> tuple[Drafter, int]:
+    """What guesses, and how many of the `kv` bytes it leaves for keys and values of the model itself."""
     if not generation.speculate:
-        return NoDrafter()
+        return NoDrafter(), kv
     if not generation.draft:
-        return ForcedDrafter(NGramDrafter())
+        return ForcedDrafter(NGramDrafter()), kv
     draft = Package.open(Path(generation.draft))
     options = draft.manifest.llm
     if options is None:
@@ -73,7 +76,9 @@ def _drafter(
     guessing = msgspec.structs.replace(generation, context=min(generation.context, options.context))
     executor = open_executor(draft, options, settings, guessing).executor
     resources.callback(executor.close)
-    return ForcedDrafter(DraftModel(executor, vocab))
+    # The same number of tokens for both.
+    capacity = kv // (shape.token_bytes + executor.shape.token_bytes)
+    return ForcedDrafter(DraftModel(executor, shape.vocab, capacity=capacity)), capacity * shape.token_bytes
 
 
 def _check_agreement(package: Package, options: LlmOptions, tokenizer: Tokenizer, vocab: int) -> None:

@@ -17,7 +17,7 @@ from foretell.llm.sequence import Sequence
 _ORDER = attrgetter("order")
 KEPT = 2
 """Tokens of a prompt that are computed though the prefix cache knows them: the last one's scores are wanted, and one
-alone would run as a decode, which kernels round otherwise than a prompt: a text would hang on what was cached."""
+alone would run as a decode, which kernels round otherwise than a prompt: an answer would hang on what was cached."""
 
 
 class Budget(NamedTuple):
@@ -171,11 +171,12 @@ class Scheduler:
         return departure
 
     def _is_being_read(self, sequence: Sequence) -> bool:
-        """A running sequence reads the same text, and waiting for it costs less than reading it here again."""
+        """A running sequence that is no less urgent reads the same text, and waiting for it costs less than reading it
+        here again."""
         size = self._cache.block_tokens
         for leader in self.running if size else ():
             need = leader.need
-            if need > 1:
+            if need > 1 and leader.priority <= sequence.priority:
                 shared = _shared(leader.tokens, sequence.tokens, size)
                 if shared > need:
                     known = len(self._cache.match(sequence.tokens, shared)) * size

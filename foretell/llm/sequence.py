@@ -39,8 +39,9 @@ class Sequence:
     `tokens` are all known ones: the prompt and what was generated, which is `count` of them. `computed` of them have
     their keys and values in slot `slot` (-1: in none). It ends with a token of `stop_ids` ("stop"), after
     `max_tokens` generated ones or where the context is full ("length"). `deadline`: seconds on the engine's clock.
-    `priority`: smaller ones run earlier. `repeatable`: it must come out the same the next time, so nothing is guessed
-    for it: kernels round a token that is checked among guesses otherwise than one that is decoded. The rest is
+    `priority`: smaller ones run earlier. `repeatable`: it should come out the same the next time, so nothing is
+    guessed for it: kernels round a token that is checked among guesses otherwise than one that is decoded, and how much
+    is guessed hangs on what steps cost. The rest is
     written by the engine: `cached`, prompt tokens that the prefix cache had when it first left the queue (-1: it never
     did); `drafted` and `accepted` tokens of speculation.
     """

@@ -149,8 +149,8 @@ class DraftModel:
     """A smaller model guesses, greedily (Leviathan et al. 2023, Chen et al. 2023, but that the check samples first
     and compares then). It must speak the same tokens; guesses beyond the target's `vocab` are dropped.
 
-    Runs on an executor of its own, with a slot for each sequence that it guesses for; the one that was least recently
-    asked for loses its slot when they are all taken.
+    Runs on an executor of its own, with a slot for each sequence that it guesses for, and at most `capacity` tokens in
+    them together (None: all slots may be full). Those that were least recently asked for make room.
     """
 
     CHUNK = 256
@@ -158,11 +158,13 @@ class DraftModel:
     PAYS_WITHIN = 64
     """Catching up with a prompt is charged to so many steps."""
 
-    def __init__(self, executor: Executor, vocab: int, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, executor: Executor, vocab: int, clock: Clock = time.monotonic, capacity: int | None = None
+    ) -> None:
         self._executor = executor
         self._vocab = vocab
         self._clock = clock
-        self._kv = KvCache(executor.shape.slots, executor.shape.context)
+        self._kv = KvCache(executor.shape.slots, executor.shape.context, capacity)
         self._held: OrderedDict[Sequence, _Held] = OrderedDict()
         self._token_s = 0.0
         self._prompt_token_s = 0.0
@@ -178,8 +180,7 @@ class DraftModel:
         return Offer(GRADES - 1, most, fixed_s, self._token_s)
 
     def propose(self, asked: Items[tuple[Sequence, int]]) -> list[list[int]]:
-        served = asked[: self._executor.shape.slots]
-        self._seat([sequence for sequence, _ in served])
+        served = self._seat(asked)
         past = {sequence: self._held[sequence].computed(sequence.tokens) for sequence, _ in served}
         guesses: dict[Sequence, list[int]] = {sequence: [] for sequence, _ in asked}
         runs = list(served)
@@ -218,19 +219,31 @@ class DraftModel:
             self._executor.release(held.slot)
             self._kv.give_back(held.slot)
 
-    def _seat(self, sequences: list[Sequence]) -> None:
-        """Give each a slot, and keep slots compact."""
-        for sequence in sequences:
+    def _seat(self, asked: Items[tuple[Sequence, int]]) -> list[tuple[Sequence, int]]:
+        """Those of `asked` that have a slot with room for their text and guesses. Keeps slots compact."""
+        for sequence, _ in asked:
             if sequence in self._held:
                 self._held.move_to_end(sequence)
-        for sequence in sequences:
-            if sequence not in self._held:
-                if not self._kv.free_slots:
-                    self.forget(next(iter(self._held)))
-                self._held[sequence] = _Held(self._kv.take(self._executor.shape.context))
+        busy = {sequence for sequence, _ in asked}
+        served = [(s, count) for s, count in asked if self._has_room(s, len(s.tokens) + count, busy)]
         moves = self._kv.compact()
         by_slot = {held.slot: held for held in self._held.values()} if moves else {}
         for source, target in moves:
             held = by_slot[source]
             held.slot = target
             self._executor.move(source, target, held.known + max(len(held.guesses) - 1, 0))
+        return served
+
+    def _has_room(self, sequence: Sequence, tokens: int, busy: set[Sequence]) -> bool:
+        """Give it room for so many tokens; forgets others for it, but none of `busy`."""
+        while True:
+            held = self._held.get(sequence)
+            if held is not None and self._kv.grow(held.slot, tokens):
+                return True
+            if held is None and self._kv.free_slots and self._kv.pages(tokens) <= self._kv.room:
+                self._held[sequence] = _Held(self._kv.take(tokens))
+                return True
+            oldest = next((other for other in self._held if other not in busy), None)
+            if oldest is None:
+                return False
+            self.forget(oldest)

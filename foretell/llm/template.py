@@ -107,9 +107,12 @@ class ChatTemplate:
         if role == "developer" and not self._knows_developer:
             role = "system"
         result = {**message, "role": role, "content": _text(message.get("content"), place)}
-        if message.get("tool_calls"):
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise InvalidInput(f"tool_calls is no list of calls {place}.tool_calls)")
+        if calls:
             result["tool_calls"] = [
-                _tool_call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(message["tool_calls"])
+                _tool_call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(calls)
             ]
         return result
 

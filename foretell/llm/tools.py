@@ -79,20 +79,25 @@ def calls_grammar(
         for body, function in zip(bodies, functions, strict=True)
     ]
     rules += [f"body: {' | '.join(bodies)}", f'call: {begin} "\\n" body "\\n" {end}']
-    several = f'call ("\\n" call){{0,{_MOST_CALLS - 1}}}'
+    several = f'call ("\\n" call){{0,{_MOST_CALLS - 1}}}' if chat.parallel_calls else "call"
     if chat.tool_choice != "auto":
         rules.append("start: call" if chat.tool_choice.startswith(_NAMED) else f"start: {several}")
     elif answer is not None:
         rules += [f"start: answer | {several}", f"answer: %json {json.dumps(_with_spaces(_schema_of(answer)))}"]
     else:
-        other = f" | TEXT <[{','.join(map(str, tokens.others))}]>" if tokens.others else ""
-        rules.append(f"start: (spoken{other})* TEXT")
+        other = f"PLAIN <[{','.join(map(str, tokens.others))}]>" if tokens.others else ""
+        if chat.parallel_calls:
+            rules.append(f"start: (spoken{other and ' | ' + other})* PLAIN")
+        else:
+            others = other and f"({other})* "
+            rules.append(f"start: {others}(spoken {others})? PLAIN")
+        # Without the tag spelled out, which would read as a call that nobody checks.
+        rules.append(rf"PLAIN: /(.|\n)*/ & ~/(.|\n)*{BEGIN}(.|\n)*/")
         if tokens.tags:
-            # Without the tag spelled out, which would read as a call that nobody checks.
-            rules += ["spoken: TEXT call", rf"TEXT: /(.|\n)*/ & ~/(.|\n)*{BEGIN}(.|\n)*/"]
+            rules.append("spoken: PLAIN call")
         else:
             # The lazy head ends where the tag does: from there on the grammar of calls decides.
-            rules += [f'spoken: head "\\n" body "\\n" {end}', f"head[lazy]: TEXT {begin}", r"TEXT: /(.|\n)*/"]
+            rules += [f'spoken: head "\\n" body "\\n" {end}', rf"head[lazy]: /(.|\n)*/ {begin}"]
     return Grammar("lark", "\n".join(rules) + "\n")
 
 

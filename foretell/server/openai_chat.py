@@ -77,6 +77,7 @@ class ChatDocument(GenerationFields, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -167,6 +168,7 @@ def _request(document: ChatDocument, name: str) -> GenerateRequest:
         document.messages,
         [msgspec.to_builtins(tool) for tool in document.tools or ()],
         _tool_choice(document),
+        document.parallel_tool_calls is not False,
         document.chat_template_kwargs or {},
     )
     return GenerateRequest(
@@ -271,5 +273,5 @@ def _called(call: ToolCall, index: int | UnsetType = UNSET) -> Called:
 
 
 def _logprob(told: TokenLogprob) -> ChatLogprob:
-    top = [ChatLogprob(text, finite(value), list(text.encode())) for _, text, value in told.top]
+    top = [ChatLogprob(raw.decode("utf-8", "replace"), finite(value), list(raw)) for _, raw, value in told.top]
     return ChatLogprob(told.text, finite(told.logprob), list(told.raw), top)

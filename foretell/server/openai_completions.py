@@ -218,7 +218,7 @@ def legacy_logprobs(told: list[TokenLogprob], offset: int) -> CompletionLogprobs
     for each in told:
         logprobs.tokens.append(each.text)
         logprobs.token_logprobs.append(finite(each.logprob))
-        top = {text: finite(value) for _, text, value in reversed(each.top)}
+        top = {raw.decode("utf-8", "replace"): finite(value) for _, raw, value in reversed(each.top)}
         logprobs.top_logprobs.append({**top, each.text: finite(each.logprob)})
         logprobs.text_offset.append(offset)
         offset += len(each.text)

@@ -104,7 +104,11 @@ class NatsClient:
         self._number += 1
         reply = f"{self._inbox}.{self._number}"
         waiting = self._waiting[reply] = asyncio.get_running_loop().create_future()
-        await self._nats.publish(subject, value, reply, headers)
+        try:
+            await self._nats.publish(subject, value, reply, headers)
+        except BaseException:
+            del self._waiting[reply]
+            raise
         return waiting
 
     async def stored(self, sent: "list[asyncio.Future[Stored]]") -> list[Stored]:

@@ -76,7 +76,8 @@ def _compiled(schema: Path) -> bytes:
     protoc = import_module("grpc_tools.protoc")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "set")
-        arguments = ["protoc", f"-I{schema.parent}", "--include_imports", f"--descriptor_set_out={out}", str(schema)]
-        if protoc.main(arguments):
+        common = Path(str(protoc.__file__)).with_name("_proto")  # timestamps, wrappers and the like
+        folders = [f"-I{schema.parent}", f"-I{common}"]
+        if protoc.main(["protoc", *folders, "--include_imports", f"--descriptor_set_out={out}", str(schema)]):
             raise ConfigError(f'"{schema}" does not compile; what is wrong stands above')
         return out.read_bytes()

@@ -55,8 +55,11 @@ def test_killed_ten_times_at_random_moments_the_output_is_that_of_an_undisturbed
     chance = random.Random(7)
     for whom in chance.sample(["parent", "group"] * 5, 10):
         process = command(job, "out", "--resume")
-        until_working(job, process)
-        time.sleep(chance.uniform(0.0, 0.15))
+        if chance.random() < 0.3:  # at any moment of its start
+            time.sleep(chance.uniform(0.0, 1.5))
+        else:
+            until_working(job, process)
+            time.sleep(chance.uniform(0.0, 0.15))
         kill(process, whom)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it was killed in mid-job"
@@ -69,7 +72,7 @@ def test_killed_ten_times_at_random_moments_the_output_is_that_of_an_undisturbed
     assert process.returncode == 0, said
     _, said = undisturbed.communicate(timeout=60)
     assert undisturbed.returncode == 0, said
-    assert job.store.jobs.by_output(str(job.folder / "out")).attempts == 11
+    assert 5 < job.store.jobs.by_output(str(job.folder / "out")).attempts <= 11, "some died before they began"
     assert read(job.folder / "out").equals(read(job.folder / "calm"))
     assert job.errors("out") == job.errors("calm")
     assert len(job.errors("out")) == len(range(0, ROWS, 777))

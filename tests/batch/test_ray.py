@@ -1,6 +1,7 @@
 """Jobs on a real Ray cluster of this machine: the same files as without it, whoever dies meanwhile."""
 
 import signal
+import threading
 from pathlib import Path
 
 import msgspec
@@ -219,6 +220,22 @@ def test_a_node_that_dies_takes_its_worker_along_and_no_row(on_ray, cluster):
     assert removed
     assert removed[0] < ROWS / SIZES["part_rows"], "it died in mid-job"
     whole(on_ray)
+
+
+def test_a_cluster_that_others_have_taken_is_waited_for_with_a_word(on_ray, monkeypatch, caplog):
+    class Other:
+        """Somebody else's actor; workers cannot import this module, so it is not of its top level."""
+
+    monkeypatch.setattr("foretell.batch.ray.ROOM_S", 0.5)
+    source = double(on_ray)
+    other = ray.remote(num_cpus=CPUS)(Other).remote()
+    ray.get(other.__ray_ready__.remote())
+    leaving = threading.Timer(3, lambda: ray.kill(other))
+    leaving.start()
+    assert on_ray.batch("double", source, **SIZES).attempts == 1
+    leaving.join()
+    whole(on_ray)
+    assert "others hold the CPUs of the Ray cluster" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,12 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store with the demo models that can be had here; digits always can."""
+    """A store with the demo models that can be had here; digits always can. What a precision costs is measured, and
+    takes a minute, elsewhere."""
     home = str(tmp_path_factory.mktemp("demo"))
-    models = demo.register(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("foretell.importers.llm._measure", lambda *_: None)
+        models = demo.register(home)
     assert "digits" in models
     return home, models
 

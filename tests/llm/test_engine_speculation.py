@@ -251,6 +251,34 @@ def test_a_draft_model_that_is_the_model_is_always_right():
     assert not any(draft.slots), "the draft model's slots were not given back"
 
 
+def test_a_drafter_that_fails_costs_its_guesses_and_nobodys_text():
+    class Failing(NGramDrafter):
+        fails = True
+
+        def propose(self, asked):
+            if self.fails:
+                self.fails = False
+                raise RuntimeError("out of memory")
+            return super().propose(asked)
+
+    engine, _, _ = world(drafter=Failing(), lengths=Always(4), follow=lambda tokens: tokens[-10])
+    ask = sequence(prompt_of(10) * 2, 0, max_tokens=20)
+    engine.add(ask)
+    assert texts(drive(engine))[0] == prompt_of(10) * 2
+    assert ask.drafted > 0, "later guesses were made"
+
+
+def test_a_draft_model_stays_within_its_memory_and_forgets_who_was_not_asked_for_long():
+    model = DraftModel(FakeExecutor(Shape(VOCAB, 4, 128, 4)), VOCAB, capacity=128)
+    first, second, third = (sequence(prompt_of(30, n), n) for n in range(3))
+    for ask in (first, second, third):
+        assert len(model.propose([(ask, 4)])[0]) == 4
+        model._kv.check()
+    assert list(model._held) == [second, third], "48 tokens each, of 128"
+    assert [len(guesses) for guesses in model.propose([(first, 4), (second, 4), (third, 4)])] == [0, 4, 4]
+    model._kv.check()
+
+
 def test_a_draft_model_reads_only_what_is_new():
     works = []
     draft = FakeExecutor(Shape(VOCAB, 1, 4096, 4), spend=lambda run: works.extend(len(w.tokens) for w in run))

@@ -163,6 +163,11 @@ def test_malformed_calls_in_the_conversation_are_refused(folder, call, place):
     assert f"$.messages[1].{place}" in caught.value.message
 
 
+def test_calls_that_are_no_list_are_refused(folder):
+    with pytest.raises(InvalidInput, match=r"tool_calls is no list of calls \(at \$.messages\[1\].tool_calls\)"):
+        rendered(folder, Chat([*ASK, {"role": "assistant", "content": "", "tool_calls": 5}], TOOLS))
+
+
 def test_a_template_that_knows_tools_gets_them_as_they_are(tmp_path):
     template = "{% if tools %}{{ tools | tojson }} use <tool_call>{% endif %}{{ messages[0].content }}"
     seen = []
@@ -208,6 +213,21 @@ def follows(grammars, tokenizer, chat, text):
 )
 def test_what_may_be_said_with_each_tool_choice(grammars, tokenizer, choice, text, good):
     assert follows(grammars, tokenizer, Chat(ASK, TOOLS, choice), text) == good
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "good"),
+    [
+        ("auto", "It is sunny.", True),
+        ("auto", "Let me see.\n" + PARIS + "\nDone.", True),
+        ("auto", PARIS + "\n" + NOW, False),
+        ("auto", PARIS + "\n<tool_call>", False),
+        ("required", PARIS, True),
+        ("required", PARIS + "\n" + NOW, False),
+    ],
+)
+def test_no_second_call_is_written_where_calls_are_not_to_be_parallel(grammars, tokenizer, choice, text, good):
+    assert follows(grammars, tokenizer, Chat(ASK, TOOLS, choice, parallel_calls=False), text) == good
 
 
 @pytest.mark.parametrize(

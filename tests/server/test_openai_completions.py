@@ -90,7 +90,7 @@ def test_logprobs_have_the_old_shape(create, stream):
 
 
 def test_a_probability_of_nothing_is_a_number():
-    told = [TokenLogprob(2, "b", b"b", -math.inf, [(3, "c", -0.1), (4, "b", -math.inf)])]
+    told = [TokenLogprob(2, "b", b"b", -math.inf, [(3, b"c", -0.1), (4, b"b", -math.inf)])]
     logprobs = legacy_logprobs(told, 10)
     assert logprobs.token_logprobs == [-9999.0]
     assert logprobs.top_logprobs == [{"c": -0.1, "b": -9999.0}]

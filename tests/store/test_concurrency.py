@@ -3,8 +3,7 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -134,18 +133,6 @@ def test_an_add_that_is_killed_registers_nothing_and_blocks_nothing(place: Place
         info = store.add("m", write_package(tmp_path / "other", b"other"))
         assert info.number == 1
         assert store.fetch(info).artifact.read_bytes() == b"other"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 1 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root; the store's tests raise ENOSPC by a stand-in as well")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_disk_that_really_is_full_leaves_what_was_there(small_disk: Path, tmp_path: Path):

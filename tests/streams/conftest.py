@@ -107,9 +107,12 @@ def wait_for(port: int) -> None:
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory):
-    """One broker for all tests; each makes its own topics."""
+    """One broker for all tests; each makes its own topics. Members of groups that are gone are noticed soon."""
     broker = Kafka(tmp_path_factory.mktemp("kafka"))
-    yield broker
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORETELL_KAFKA_SESSION_TIMEOUT_MS", "1000")
+        patch.setenv("FORETELL_KAFKA_HEARTBEAT_INTERVAL_MS", "200")
+        yield broker
     broker.kill()
 
 

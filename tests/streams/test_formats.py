@@ -3,10 +3,12 @@
 import asyncio
 import io
 import json
+from pathlib import Path
 
 import fastavro
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from foretell.core.column_map import ColumnMap
 from foretell.core.errors import ConfigError, InvalidInput
@@ -123,3 +125,72 @@ def test_bytes_are_base64_in_json_and_what_is_no_base64_is_refused():
     for wrong in (b'{"x": {"b64": "?"}}', b'{"x": {"b64": 7}}'):
         with pytest.raises(InvalidInput, match='field "x": b64 is not base64'):
             form.column([form.decode(wrong)], "x")
+
+
+PROTO = """syntax = "proto3";
+package shop;
+message Event { float x = 1; string k = 2; repeated float list = 3; }
+"""
+
+
+def described(proto: str, folder) -> descriptor_pb2.FileDescriptorSet:
+    """What protoc writes."""
+    protoc = pytest.importorskip("grpc_tools.protoc")
+    (folder / "event.proto").write_text(proto)
+    folders = [f"-I{folder}", f"-I{Path(protoc.__file__).with_name('_proto')}"]
+    assert protoc.main(["", *folders, f"--descriptor_set_out={folder / 'event.pb'}", "event.proto"]) == 0
+    return descriptor_pb2.FileDescriptorSet.FromString((folder / "event.pb").read_bytes())
+
+
+@pytest.fixture
+def shop_event(tmp_path):
+    """The class of `shop.Event`; its schema is in tmp_path as event.proto and as event.pb."""
+    pool = descriptor_pool.DescriptorPool()
+    for file in described(PROTO, tmp_path).file:
+        pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("shop.Event"))
+
+
+@pytest.mark.parametrize("schema", ["event.proto", "event.pb", "event.pb#shop.Event"])
+def test_protobuf_messages_are_answered_and_bytes_that_are_none_are_refused_alone(tmp_path, shop_event, schema):
+    form = open_format("protobuf", str(tmp_path / schema), ())
+    first, last = (shop_event(x=n, k=f"k{n}").SerializeToString() for n in (1, 2))
+    answers, reasons = answer(form, [first, b"\xff\xff\xff", last, b""], key="k")
+    assert answers == {"0": ("k1", 2.0), "2": ("k2", 4.0), "3": ("", 0.0)}, "what is not set has its default"
+    assert list(reasons) == ["1"]
+    assert "not the Protobuf message that the schema describes" in reasons["1"]
+
+
+def test_repeated_fields_and_whole_events_of_protobuf_are_read(tmp_path, shop_event):
+    form = open_format("protobuf", str(tmp_path / "event.pb"), ())
+    row = form.decode(shop_event(x=1.5, k="a", list=[1, 2]).SerializeToString())
+    assert form.column([row], "list") == [[1.0, 2.0]]
+    assert form.event(row) == {"x": 1.5, "k": "a", "list": [1.0, 2.0]}
+
+
+def test_a_protobuf_schema_that_does_not_say_which_message_is_refused(tmp_path):
+    described(PROTO + "message Other { int32 n = 1; }", tmp_path)
+    with pytest.raises(ConfigError, match="2 messages; write FILE#MESSAGE"):
+        open_format("protobuf", str(tmp_path / "event.pb"), ())
+    with pytest.raises(ConfigError, match=r'no message "shop.Evnt".* Did you mean "shop.Event"'):
+        open_format("protobuf", f"{tmp_path / 'event.pb'}#shop.Evnt", ())
+
+
+def test_what_a_schema_imports_is_compiled_with_it_and_has_to_be_in_a_descriptor_set(tmp_path):
+    stamped = """syntax = "proto3";
+    import "google/protobuf/timestamp.proto";
+    message Event { google.protobuf.Timestamp at = 1; }
+    """
+    described(stamped, tmp_path)
+    assert open_format("protobuf", str(tmp_path / "event.proto"), ()).fields == ("at",)
+    with pytest.raises(ConfigError, match="--include_imports"):
+        open_format("protobuf", str(tmp_path / "event.pb"), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("event.proto", "message {"), ("event.pb", "no descriptors"), ("none.pb", "")]
+)
+def test_a_file_that_is_no_protobuf_schema_is_said(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=name):
+        open_format("protobuf", str(tmp_path / name), ())

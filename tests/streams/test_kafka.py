@@ -1,6 +1,10 @@
 """Kafka by the real command against a real broker: exactly once, dead letters, faults of the broker, rebalances."""
 
+import os
 import signal
+
+import psutil
+import pytest
 
 MAP = ("--map", "a,b=X")
 
@@ -35,4 +39,23 @@ def test_kafka_to_kafka_every_message_is_answered_once_in_order(world, kafka):
     said = ended(process)
     assert values(found) == [float(n) for n in range(2000)]
     assert [answer["key"] for answer in found[:3]] == ["0", "1", "2"]
+    assert "2,000 answers" in said and "0 dead letters" in said
+
+
+@pytest.mark.slow
+def test_workers_share_a_topic_and_one_that_dies_is_replaced(world, kafka):
+    """It is killed when all is committed: this broker never ends the transaction of a dead worker."""
+    source, sink = kafka.topic("in", partitions=2), kafka.topic("out")
+    process = stream(world, kafka.url(source, group=source), kafka.url(sink), "--workers", 2)
+    kafka.produce(source, rows(1000), key="k")
+    assert sorted(values(kafka.read(sink, 1000))) == [float(n) for n in range(1000)]
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    os.kill(workers[0].pid, signal.SIGKILL)
+    kafka.produce(source, rows(1000), key="k")
+    found = kafka.read(sink, 2000)
+    assert sorted(values(found)) == sorted(2 * [float(n) for n in range(1000)])
+    assert len({(answer["source"], answer["position"]) for answer in found}) == 2000
+    assert len(psutil.Process(process.pid).children()) == 2, "another is in its place"
+    said = ended(process)
     assert "2,000 answers" in said and "0 dead letters" in said

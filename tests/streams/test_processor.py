@@ -123,6 +123,29 @@ def test_a_sink_that_refuses_a_message_buries_it(tmp_path):
     assert dead(tmp_path)[0]["reason"] == "too large"
 
 
+def test_a_full_disk_is_waited_for_and_every_answer_is_there_once(tmp_path, small_disk):
+    rows = 200
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"x": n}) + "\n" for n in range(rows)))
+    filler = small_disk / "filler"
+    filler.write_bytes(b"0" * (2**20 - 8 * 2**12))
+    full = []
+
+    class Watched(FileSink):
+        async def publish(self, records):
+            try:
+                return await super().publish(records)
+            except StreamError as error:
+                full.append((error.message, (small_disk / "out.jsonl").read_bytes()))
+                filler.unlink(missing_ok=True)
+                raise
+
+    counts = process(tmp_path, sink=Watched(small_disk / "out.jsonl"), most=50)
+    assert "No space left on device" in full[0][0]
+    assert full[0][1].endswith(b"\n"), "no part of a batch is left behind"
+    assert answers(small_disk) == [2.0 * n for n in range(rows)]
+    assert (counts.answered, counts.dead) == (rows, 0)
+
+
 def test_a_model_and_a_sink_that_are_away_for_a_while_are_waited_for(tmp_path):
     class Away(FileSink):
         times = 2
