@@ -108,7 +108,7 @@ class JobRun:
         await self._do_parts(layout, self._crew.parts(layout, self.plan.part_rows, survey.rows, done))
         # A worker that died may have left halves, or a file that its part turned out not to have.
         await asyncio.to_thread(self._remove_leavings)
-        self._jobs.move(self.job.id, self._owner, "finalizing", time.time())
+        await asyncio.to_thread(self._jobs.move, self.job.id, self._owner, "finalizing", time.time())
 
     def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
         check_unchanged(self.job.id, self.plan.files, self._source.seen)
