@@ -104,7 +104,7 @@ class JobRun:
         self.progress.before, self.progress.began = self.progress.read, time.monotonic()
         self._tell(self.progress)
         await self._do_parts(layout, self._crew.parts(layout, self.plan.part_rows, survey.rows, done))
-        self._jobs.move(self.job.id, self._owner, "finalizing", time.time())
+        await asyncio.to_thread(self._jobs.move, self.job.id, self._owner, "finalizing", time.time())
 
     def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
         check_unchanged(self.job.id, self.plan.files, self._source.seen)
