@@ -189,7 +189,7 @@ async def test_the_room_of_one_model_is_not_taken_by_another(behind):
     behind._most = lambda reference: 25
     asking = [
         asyncio.ensure_future(behind.infer(parse_reference(name), Request({"x": np.zeros((20, 4), np.float32)}, 20)))
-        for name in ("endless", "endless", "minilm")
+        for name in ("endless", "endless", "slow")
     ]
     await asyncio.sleep(0.02)
     assert len(behind._plane.requests) == 2, "one of each model"
