@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import msgspec
@@ -55,7 +56,7 @@ class Background:
     def __init__(self, plane: Inference, room: Callable[[Reference], int]) -> None:
         self._plane = plane
         self._most = room
-        self._rows = 0
+        self._rows: Counter[str] = Counter()
         self._room = asyncio.Condition()
         self._speaking = 0
         self._heard_at = float("-inf")
@@ -68,7 +69,7 @@ class Background:
                 request, priority=request.priority + BEHIND, protocol=PROTOCOL, deadline=time.monotonic() + _LONGEST_S
             )
             try:
-                async with self._taking(request.rows, self._most(reference)):
+                async with self._taking(reference.name, request.rows, self._most(reference)):
                     return await self._plane.infer(reference, behind)
             except (Overloaded, NotReady, ReplicaCrashed) as error:
                 crashes += isinstance(error, ReplicaCrashed)
@@ -138,15 +139,16 @@ class Background:
             self._speaking -= 1
 
     @contextlib.asynccontextmanager
-    async def _taking(self, rows: int, most: int) -> AsyncIterator[None]:
-        """Wait until there is room for so many rows, and hold it."""
+    async def _taking(self, model: str, rows: int, most: int) -> AsyncIterator[None]:
+        """Wait until there is room for so many rows of a model, and hold it."""
+        taken = self._rows
         async with self._room:
-            await self._room.wait_for(lambda: not self._rows or self._rows + rows <= most)
-            self._rows += rows
+            await self._room.wait_for(lambda: not taken[model] or taken[model] + rows <= most)
+            taken[model] += rows
         try:
             yield
         finally:
-            self._rows -= rows
+            taken[model] -= rows
             async with self._room:
                 self._room.notify_all()
 

@@ -79,8 +79,7 @@ class BatchService:
         check_no_calls(job.id, decode_spec(job.spec))
         jobs, owner = self._store.jobs, this_process()
         workers = None if self._ray is None else _workers()
-        claimed = await asyncio.to_thread(jobs.claim, job.id, owner, time.time(), gone)
-        claimed = msgspec.structs.replace(claimed, spec=job.spec)
+        claimed = await asyncio.to_thread(jobs.claim, job.id, owner, time.time(), gone, job.spec)
         async with contextlib.AsyncExitStack() as stack:
             try:
                 crew = await stack.enter_async_context(self._crew(claimed, source, workers))

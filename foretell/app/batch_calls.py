@@ -3,6 +3,7 @@ memory that a server without batches has better use for.
 """
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -28,6 +29,7 @@ from foretell.core.reference import parse_reference
 from foretell.plane.plane import Plane
 from foretell.server.openai import Calls
 from foretell.store.job import JobInfo, State
+from foretell.store.jobs import LEASE_S
 from foretell.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,7 @@ class CallRunner:
         try:
             job = await asyncio.to_thread(jobs.claim, name, self._owner, time.time(), gone)
         except Conflict:
-            if (await asyncio.to_thread(jobs.get, name)).state == "cancelled":
-                await self._end(name, "cancelled")
+            await self._end_if_cancelled(name)
             return
         try:
             await self._answer(job)
@@ -72,13 +73,13 @@ class CallRunner:
         except TimeoutError:
             await self._end(name, "expired")
         except (Exception, asyncio.CancelledError) as error:
-            if (await asyncio.to_thread(jobs.get, name)).state == "cancelled":
-                await self._end(name, "cancelled")
+            if await self._end_if_cancelled(name):
+                pass
             elif isinstance(error, asyncio.CancelledError | Conflict):
-                self._leave(name)
+                await self._leave(name)
             elif isinstance(error, PASSING):
                 log.warning("batch %s%s has to wait: %s", PREFIX, name, error)
-                self._leave(name)
+                await self._leave(name)
             else:
                 log.exception("batch %s%s failed", PREFIX, name)
                 told = error.message if isinstance(error, ForetellError) else f"{type(error).__name__}: {error}"
@@ -117,27 +118,47 @@ class CallRunner:
 
     # How it ends
 
+    async def _end_if_cancelled(self, name: str) -> bool:
+        """Whether it was cancelled. Gathers what it had, unless somebody else does so."""
+        jobs = self._store.jobs
+        if (await asyncio.to_thread(jobs.get, name)).state != "cancelled":
+            return False
+        with contextlib.suppress(Conflict):
+            await asyncio.to_thread(jobs.claim_ending, name, self._owner, time.time(), gone)
+            await self._end(name, "cancelled")
+        return True
+
     async def _end(self, name: str, status: Status, faults: tuple[Fault, ...] = ()) -> None:
         """Gather what was answered, and say how it ended. It is not broken off, and may be done again after a kill."""
         work = asyncio.ensure_future(asyncio.to_thread(self._gather, name, status, faults))
+        keeping = asyncio.create_task(self._keep_lease(name))
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
             await asyncio.wait((work,))
             raise
         except Conflict:
-            if status != "cancelled" and self._store.jobs.get(name).state == "cancelled":
-                await self._end(name, "cancelled")
+            if status != "cancelled":
+                await self._end_if_cancelled(name)
         except PASSING as error:
             log.warning("the answers of batch %s%s cannot be written, it is tried again: %s", PREFIX, name, error)
-            self._leave(name)
+            await self._leave(name)
         except Exception as error:
             log.exception("the answers of batch %s%s could not be gathered", PREFIX, name)
-            leave(self._store.jobs, name, self._owner, error)
+            await asyncio.to_thread(leave, self._store.jobs, name, self._owner, error)
+        finally:
+            keeping.cancel()
 
-    def _leave(self, name: str) -> None:
+    async def _keep_lease(self, name: str) -> None:
+        """While answers are gathered. Who lost it notices when the report is written."""
+        with contextlib.suppress(Conflict):
+            while True:
+                await asyncio.sleep(LEASE_S / 6)
+                await asyncio.to_thread(self._store.jobs.renew, name, self._owner, time.time())
+
+    async def _leave(self, name: str) -> None:
         """Give it back: whoever looks next goes on with it."""
-        leave(self._store.jobs, name, self._owner, asyncio.CancelledError())
+        await asyncio.to_thread(leave, self._store.jobs, name, self._owner, asyncio.CancelledError())
 
     def _gather(self, name: str, status: Status, faults: tuple[Fault, ...]) -> None:
         jobs, files = self._store.jobs, self._store.files
@@ -159,7 +180,7 @@ class CallRunner:
         ending = Ending(status, gathered, time.time(), made["answers"], made["errors"], faults)
         text = render_json(msgspec.structs.replace(report, ending=ending))
         if status == "cancelled":
-            jobs.report(name, text)
+            jobs.report(name, self._owner, text)
         else:
             jobs.move(name, self._owner, _STATES[status], time.time(), faults[0].message if faults else "", text)
         shutil.rmtree(calls.parent, ignore_errors=True)

@@ -17,7 +17,7 @@ from foretell.app.background import Background
 from foretell.app.batch_view import PREFIX, show
 from foretell.batch.lines import model_of
 from foretell.batch.spec import Calling, JobSpec, Plan, Reading, Writing, decode_spec, encode
-from foretell.core.errors import ForetellError, InvalidInput, NotFound, NotReady
+from foretell.core.errors import Conflict, ForetellError, InvalidInput, NotFound, NotReady
 from foretell.core.reference import parse_reference
 from foretell.plane.plane import Plane
 from foretell.server.openai_batches import BatchAsked, BatchObject
@@ -74,6 +74,8 @@ class Batches:
 
     async def cancel(self, name: str) -> BatchObject:
         job = await asyncio.to_thread(self._job, name)
+        if job.report:
+            raise Conflict(f'batch "{name}" is {self._shown(job).status}; there is nothing to cancel')
         await asyncio.to_thread(self._store.jobs.cancel, job.id, time.time())
         if job.id in self._running:
             self._running[job.id].cancel()

@@ -70,6 +70,15 @@ class Comparison:
                 f" Name one: --label {label.column}=OUTPUT"
             )
         self.output, self.way = ways[0]
+        self._said = outputs.field(self.output).type
+
+    def check(self, truth: pa.DataType) -> None:
+        """Raise `InvalidInput` where the label column of another file is to be compared in another way."""
+        if not pa.types.is_null(truth) and _way(truth, self._said, named=True) != self.way:
+            raise InvalidInput(
+                f'--label: column "{self.label.column}" holds {truth}, which is not compared with output'
+                f' "{self.output}" as in the first file'
+            )
 
     def tally(self, truth: Any, said: Any) -> Tally:
         """Count the rows of a part; those without truth count nowhere."""

@@ -39,14 +39,15 @@ _MARKS = (
 class InputFile(msgspec.Struct, frozen=True):
     """One file as a sequence of rows, or (`format` files) many files of one row each, named in `members`.
 
-    `partition`: the values of a Hive layout (month=3) in its path. `filesystem` is fsspec's.
+    `partition`: the values of a Hive layout (month=3) in its path, numbers where they are numbers in all files.
+    `filesystem` is fsspec's.
     """
 
     path: str
     format: InputFormat
     seen: Seen
     filesystem: Any
-    partition: Mapping[str, str] = {}
+    partition: Mapping[str, str | int] = {}
     members: tuple[str, ...] = ()
 
     @property
@@ -66,7 +67,17 @@ def find_inputs(paths: Sequence[str]) -> list[InputFile]:
     keys = {tuple(file.partition) for file in found}
     if len(keys) > 1:
         raise InvalidInput(f"the partitions differ: {' and '.join('/'.join(key) or 'none' for key in sorted(keys))}")
+    found = _typed(found)
     return _joined(found) if forms == ["files"] else found
+
+
+def seen_now(file: InputFile) -> Seen:
+    """The file as it is now. Raises `InvalidInput` where it is gone."""
+    try:
+        file.filesystem.invalidate_cache()
+        return _seen(file.filesystem, file.path, file.filesystem.info(file.path))
+    except OSError as error:
+        raise InvalidInput(f'"{file.path}" cannot be read: {error}') from None
 
 
 def _find(path: str) -> list[InputFile]:
@@ -89,15 +100,14 @@ def _find(path: str) -> list[InputFile]:
             if len(infos) == 1:
                 raise InvalidInput(f'"{path}": its form is unknown; known are {", ".join(_SUFFIXES)}')
             continue
-        seen = Seen(filesystem.unstrip_protocol(name), int(info.get("size") or 0), _stamp(info))
-        files.append(InputFile(name, form, seen, filesystem, _partition(relative)))
+        files.append(InputFile(name, form, _seen(filesystem, name, info), filesystem, _partition(relative)))
     if not files:
         raise InvalidInput(f'"{path}": no file of a known form is there; known are {", ".join(_SUFFIXES)}')
     return files
 
 
 def _infos(filesystem: Any, root: str) -> dict[str, dict[str, Any]]:
-    if any(mark in root for mark in "*?["):
+    if any(mark in root for mark in "*?[") and not filesystem.exists(root):
         found = filesystem.glob(root, detail=True)
         return {name: info for name, info in found.items() if info.get("type") != "directory"}
     if filesystem.isdir(root):
@@ -110,15 +120,34 @@ def _format(name: str) -> InputFormat | None:
     return next((form for suffix, form in _SUFFIXES.items() if base.endswith(suffix)), None)
 
 
+def _seen(filesystem: Any, name: str, info: Mapping[str, Any]) -> Seen:
+    return Seen(filesystem.unstrip_protocol(name), int(info.get("size") or 0), _stamp(info))
+
+
 def _stamp(info: Mapping[str, Any]) -> str:
     """What the file system says of a file that changes when its contents do."""
     told = {key: str(info[key]) for key in _MARKS if info.get(key) is not None}
     return xxhash.xxh3_128_hexdigest(repr(sorted(told.items())).encode())
 
 
-def _partition(relative: str) -> dict[str, str]:
+def _partition(relative: str) -> dict[str, str | int]:
     pairs = (part.partition("=") for part in relative.split("/")[:-1] if "=" in part)
     return {key: value for key, _, value in pairs}
+
+
+def _typed(files: list[InputFile]) -> list[InputFile]:
+    """Values of partitions as numbers, where every file has one there (03 is none)."""
+    numbers = {key for key in files[0].partition if all(_is_number(str(file.partition[key])) for file in files)}
+
+    def typed(file: InputFile) -> InputFile:
+        values = {key: int(value) if key in numbers else value for key, value in file.partition.items()}
+        return msgspec.structs.replace(file, partition=values)
+
+    return [typed(file) for file in files] if numbers else files
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and str(int(text)) == text and int(text) < 2**63
 
 
 def _joined(files: Iterable[InputFile]) -> list[InputFile]:

@@ -14,7 +14,6 @@ from foretell.batch.prompts import COUNTS, PromptQuestion
 from foretell.batch.scoring import BLAMED, together
 from foretell.batch.spec import PROTOCOL
 from foretell.batch.tuning import Sizes
-from foretell.core.errors import InvalidInput
 from foretell.core.generation import Finished, GenerateRequest, Piece, Started
 from foretell.core.reference import Reference
 from foretell.plane.plane import Plane
@@ -105,10 +104,7 @@ class PromptScorer:
                 else said[field.name]
                 for said, answer in rows
             ]
-            try:
-                found[field.name] = pa.array(values, field.type)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-                raise InvalidInput(f'answers do not fit column "{field.name}" ({field.type}): {error}') from None
+            found[field.name] = pa.array(values, field.type)
         return found
 
 

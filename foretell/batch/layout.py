@@ -52,6 +52,10 @@ class Layout:
         for name in self.reads:
             if name not in schema.names:
                 raise InvalidInput(f'it has no column "{name}", which the first file has')
+        if self._where is not None:
+            self._where.check(schema)
+        if self.comparison is not None:
+            self.comparison.check(schema.field(self.comparison.label.column).type)
         for field in self.kept:
             found = schema.field(field.name).type
             if not _castable(found, field.type):
@@ -65,10 +69,12 @@ class Layout:
             table.append_column(ROW, numbers(np.arange(start, start + table.num_rows), pa.int64(), np.int64))
         )
 
-    def output(self, table: pa.Table, scored: Scored) -> pa.Table:
-        """The rows that were answered: kept columns, then predictions."""
+    def output(self, table: pa.Table, path: str, scored: Scored) -> pa.Table:
+        """The rows of the file `path` that were answered: kept columns, then predictions. Raises `InvalidInput` where a
+        kept value does not fit the type that its column has in the first file.
+        """
         table = without(table, scored)
-        columns = [table.column(field.name).cast(field.type) for field in self.kept]
+        columns = [_cast(table.column(field.name), field, path) for field in self.kept]
         return pa.Table.from_arrays([*columns, *scored.columns.values()], schema=self.schema)
 
     def errors(self, table: pa.Table, start: int, path: str, scored: Scored) -> pa.Table:
@@ -118,7 +124,17 @@ def _kept(spec: JobSpec, schema: pa.Schema, reads: Sequence[str]) -> list[str]:
 
 
 def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
-    if found == wanted:
+    if found == wanted or pa.types.is_null(found):
         return True
-    number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
-    return any(test(found) for test in number) and any(test(wanted) for test in number[:2])
+    number = (pa.types.is_integer, pa.types.is_floating)
+    return any(test(found) for test in number) and any(test(wanted) for test in number)
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, path: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(field.type)
+    except pa.ArrowInvalid as error:
+        raise InvalidInput(
+            f'{path}: column "{field.name}" does not fit {field.type}, its type in the first file: {error}. Convert it,'
+            " or leave it out with --keep, and start anew"
+        ) from None

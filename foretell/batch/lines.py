@@ -46,10 +46,11 @@ class _Asked(msgspec.Struct):
 
 
 def model_of(path: Path) -> str:
-    """The model that the first line names, "" where it names none."""
+    """The model that the first call names, "" where it names none."""
     with path.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"")
         try:
-            return msgspec.json.decode(msgspec.json.decode(lines.readline(), type=Call).body, type=_Asked).model
+            return msgspec.json.decode(msgspec.json.decode(first, type=Call).body, type=_Asked).model
         except (msgspec.DecodeError, UnicodeDecodeError):
             return ""
 

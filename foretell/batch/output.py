@@ -16,7 +16,7 @@ from foretell.batch.protocol import FileStep, Publish, SyncFolder, Write
 from foretell.batch.spec import OutputFormat
 from foretell.core.errors import ConfigError, Conflict
 from foretell.tables.arrays import lists
-from foretell.tables.values import is_list, lengths_of
+from foretell.tables.values import is_list, lengths_of, plain
 
 Contents = Mapping[str, tuple[pa.Table, OutputFormat]]
 """A part's files: name → what is in it."""
@@ -78,37 +78,40 @@ class OutputFolder:
 
 
 def write_table(table: pa.Table, form: OutputFormat, path: Path) -> None:
-    """Write one file. Lists are real lists in Parquet and JSON lines, and JSON text in CSV."""
+    """Write one file. Lists and records are real ones in Parquet and JSON lines, and JSON text in CSV."""
     if form == "parquet":
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=texts, write_statistics=True)
     elif form == "csv":
         for at, field in enumerate(table.schema):
-            if is_list(field.type):
-                table = table.set_column(at, field.name, json_lists(table.column(at)))
+            if pa.types.is_nested(field.type):
+                table = table.set_column(at, field.name, json_cells(table.column(at)))
         pyarrow.csv.write_csv(table, path)
     else:
         path.write_bytes(msgspec.json.Encoder().encode_lines(table.to_pylist()))
 
 
-def json_lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Lists of numbers or strings as JSON text."""
-    return pa.chunked_array([_json_list(chunk) for chunk in column.chunks], pa.string())
+def json_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists and records as JSON text. What is null stays null, an empty cell; NaN and infinity are null in JSON."""
+    return pa.chunked_array([_json(chunk) for chunk in column.chunks], pa.string())
 
 
-def _json_list(array: pa.Array) -> pa.Array:
-    inner = array.flatten()
-    kind = inner.type
+def _json(array: pa.Array) -> pa.Array:
+    """Each value as JSON text; null stays null. Numbers, of which there are many, all at once."""
+    array = plain(array)
+    kind = array.type
     if is_list(kind):
-        items = _json_list(inner)
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        escaped = pc.replace_substring(pc.replace_substring(inner, "\\", "\\\\"), '"', '\\"')
-        items = pc.binary_join_element_wise('"', escaped, '"', "")
-    else:
-        items = inner.cast(pa.string())
-    counts = np.maximum(lengths_of(array), 0)
-    rows = lists(counts, items.cast(pa.string()))
-    return pc.binary_join_element_wise("[", pc.binary_join(rows, ","), "]", "")
+        items = pc.coalesce(_json(array.flatten()), "null")
+        counts = np.maximum(lengths_of(array), 0)
+        rows = pc.binary_join_element_wise("[", pc.binary_join(lists(counts, items), ","), "]", "")
+        return pc.if_else(array.is_valid(), rows, None)
+    if pa.types.is_floating(kind):
+        return pc.if_else(pc.is_finite(array), array.cast(pa.string()), None)
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return array.cast(pa.string())
+    encoder = msgspec.json.Encoder()
+    values = array.to_pylist()
+    return pa.array([None if value is None else encoder.encode(value).decode() for value in values], pa.string())
 
 
 def _sync(path: Path) -> None:

@@ -79,7 +79,7 @@ class PromptQuestion:
             raise InvalidInput(
                 f"the answer is no whole JSON ({error}); allow more with --max-tokens, or bound the schema's strings"
             ) from None
-        return {field.name: _value(found.get(field.name), field.type) for field in self._answers}
+        return {field.name: _fitting(found.get(field.name), field) for field in self._answers}
 
 
 def _parse(template: str) -> list[tuple[str, str | None]]:
@@ -115,9 +115,23 @@ def _type(schema: Any) -> pa.DataType:
     return _TYPES.get(kinds[0], pa.string()) if len(kinds) == 1 else pa.string()
 
 
+def _fitting(value: Any, field: pa.Field) -> Any:
+    """A value as its column takes it. Raises `InvalidInput` where that cannot be."""
+    try:
+        fitting = _value(value, field.type)
+        pa.array([fitting], field.type)
+    except (pa.ArrowException, OverflowError, TypeError) as error:
+        raise InvalidInput(
+            f'the answer\'s "{field.name}" does not fit its column ({field.type}): {error}; bound it in the schema'
+        ) from None
+    return fitting
+
+
 def _value(value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
+    if type(value) is int and pa.types.is_floating(kind):
+        return float(value)
     if is_list(kind):
         return [_value(item, kind.value_type) for item in value]
     if pa.types.is_string(kind) and not isinstance(value, str):

@@ -3,7 +3,7 @@
 A part is the rows [n · part_rows, (n + 1) · part_rows) of one input file, so its name follows from the input alone.
 Its files are written under temporary names and synced, renamed, their folders synced, and then the part is recorded in
 the database. The record is the truth: a file of ours that no record names is a leaving, and is removed before the
-job goes on.
+job goes on, and once more at its end.
 """
 
 import posixpath
@@ -66,7 +66,8 @@ def part_name(key: PartKey, folder: str, suffix: str) -> str:
 def temporary_name(name: str, attempt: int, again: int = 0) -> str:
     """Where a file stays until it is complete: hidden, in the same folder. Each attempt at the job has its own, and
     within it whoever does a part `again`, so that a process which lost its lease, or was given up, and does not know
-    it yet writes into nobody's file.
+    it yet never writes into a file that another one is writing. What it then publishes has the name that the part has
+    for all of them, and replaces it: by the same rows, unless one of the two had rows fail.
     """
     folder, base = posixpath.split(name)
     return posixpath.join(folder, f".{base}.{attempt}{f'-{again}' if again else ''}.tmp")

@@ -19,8 +19,13 @@ from foretell.tables.arrays import blobs, texts
 PATH, CONTENT = "path", "content"
 """The columns of an input that consists of whole files."""
 
-_BLOCK = 4 * 2**20
+BATCH_BYTES = 16 * 2**20
+"""About how much is read at a time."""
+_BATCH_ROWS = 16384
 _FILES_AT_A_TIME = 64
+_BLOCK = 4 * 2**20
+_BUFFERS = 16 * 2**20
+_LEAST_BUFFER, _MOST_BUFFER = 2**16, 2**20
 Batches = Iterator[pa.RecordBatch]
 
 
@@ -38,20 +43,33 @@ class Reader(msgspec.Struct):
 
 
 @contextlib.contextmanager
-def open_input(file: InputFile, batch_rows: int = 16384) -> Iterator[Reader]:
+def open_input(file: InputFile) -> Iterator[Reader]:
     """Open one file; partition values are columns of it. Raises `InvalidInput` that names the file, in mid-read too."""
     with _named(file), contextlib.ExitStack() as stack:
-        reader = _OPEN[file.format](file, batch_rows, stack)
-        constants = {key: _value(value) for key, value in file.partition.items() if key not in reader.schema.names}
+        reader = _OPEN[file.format](file, stack)
+        constants = {key: value for key, value in file.partition.items() if key not in reader.schema.names}
         if constants:
             reader = _with_constants(reader, constants)
         yield reader
 
 
-def _parquet(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Reader:
-    handle = stack.enter_context(_handle(file))
-    opened = stack.enter_context(pyarrow.parquet.ParquetFile(handle, pre_buffer=False))
-    metadata = opened.metadata
+def _parquet(file: InputFile, stack: contextlib.ExitStack) -> Reader:
+    # Columns are read by turns: what is read ahead of one is thrown away for the next.
+    handle = stack.enter_context(_handle(file, cache_type="none"))
+    metadata = pyarrow.parquet.read_metadata(handle)
+    opened = stack.enter_context(
+        pyarrow.parquet.ParquetFile(
+            handle,
+            metadata=metadata,
+            pre_buffer=False,
+            # Without a buffer every column of a row group is read whole.
+            buffer_size=min(max(_BUFFERS // max(metadata.num_columns, 1), _LEAST_BUFFER), _MOST_BUFFER),
+            page_checksum_verification=True,
+        )
+    )
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    row_bytes = size / max(metadata.num_rows, 1)
+    batch_rows = _at_a_time(_BATCH_ROWS, row_bytes)
 
     def read(start: int, columns: Sequence[str]) -> Batches:
         groups: list[int] = []
@@ -64,11 +82,10 @@ def _parquet(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> R
                 skip -= rows
         yield from _from(opened.iter_batches(batch_rows, groups, list(columns)), skip)
 
-    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    return Reader(opened.schema_arrow, metadata.num_rows, read, size / max(metadata.num_rows, 1))
+    return Reader(opened.schema_arrow, metadata.num_rows, read, row_bytes)
 
 
-def _csv(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Reader:
+def _csv(file: InputFile, stack: contextlib.ExitStack) -> Reader:
     tab = pyarrow.csv.ParseOptions(delimiter="\t" if ".tsv" in file.path.lower() else ",", newlines_in_values=True)
     reading = pyarrow.csv.ReadOptions(block_size=_BLOCK)
 
@@ -79,7 +96,7 @@ def _csv(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Reade
     return _streamed(again)
 
 
-def _jsonl(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Reader:
+def _jsonl(file: InputFile, stack: contextlib.ExitStack) -> Reader:
     reading = pyarrow.json.ReadOptions(block_size=_BLOCK)
 
     def again(columns: Sequence[str] = ()) -> Any:
@@ -88,7 +105,7 @@ def _jsonl(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Rea
     return _streamed(again)
 
 
-def _arrow(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Reader:
+def _arrow(file: InputFile, stack: contextlib.ExitStack) -> Reader:
     handle = stack.enter_context(_handle(file))
     try:
         opened = stack.enter_context(pyarrow.ipc.open_file(handle))
@@ -110,21 +127,36 @@ def _arrow(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Rea
     return Reader(opened.schema, None, read)
 
 
-def _files(file: InputFile, batch_rows: int, stack: contextlib.ExitStack) -> Reader:
+def _files(file: InputFile, stack: contextlib.ExitStack) -> Reader:
     schema = pa.schema([(PATH, pa.string()), (CONTENT, pa.binary())])
+    row_bytes = file.seen.size / max(len(file.members), 1)
+    step = _at_a_time(_FILES_AT_A_TIME, row_bytes)
 
     def read(start: int, columns: Sequence[str]) -> Batches:
-        for at in range(start, len(file.members), _FILES_AT_A_TIME):
-            names = list(file.members[at : at + _FILES_AT_A_TIME])
-            found = file.filesystem.cat(names) if CONTENT in columns else {}
-            contents = [found.get(name, b"") for name in names]
+        for at in range(start, len(file.members), step):
+            names = list(file.members[at : at + step])
+            contents = _contents(file.filesystem, names) if CONTENT in columns else [b""] * len(names)
             arrays = [texts(names), blobs(contents, pa.binary())]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema).select(list(columns))
 
-    return Reader(schema, len(file.members), read, file.seen.size / max(len(file.members), 1))
+    return Reader(schema, len(file.members), read, row_bytes)
 
 
-_OPEN: dict[InputFormat, Callable[[InputFile, int, contextlib.ExitStack], Reader]] = {
+def _at_a_time(most: int, row_bytes: float) -> int:
+    return max(1, min(most, int(BATCH_BYTES / max(row_bytes, 1.0))))
+
+
+def _contents(filesystem: Any, names: list[str]) -> list[bytes]:
+    """Whole files, at the same time where the file system can. A name is a name here, in `cat` it is a pattern."""
+    found: list[bytes] = []
+    for each in filesystem.cat_ranges(names, None, None, on_error="return"):
+        if isinstance(each, Exception):
+            raise each
+        found.append(each)
+    return found
+
+
+_OPEN: dict[InputFormat, Callable[[InputFile, contextlib.ExitStack], Reader]] = {
     "parquet": _parquet,
     "csv": _csv,
     "jsonl": _jsonl,
@@ -172,14 +204,10 @@ def _with_constants(reader: Reader, constants: dict[str, int | str]) -> Reader:
     return Reader(schema, reader.rows, read, reader.row_bytes)
 
 
-def _value(text: str) -> int | str:
-    return int(text) if text.isdigit() and str(int(text)) == text else text
-
-
-def _handle(file: InputFile) -> Any:
+def _handle(file: InputFile, **options: str) -> Any:
     if isinstance(file.filesystem, LocalFileSystem):
         return pa.OSFile(file.path)  # read by Arrow's threads, which need not wait for the interpreter
-    return pa.PythonFile(file.filesystem.open(file.path, "rb"), mode="r")
+    return pa.PythonFile(file.filesystem.open(file.path, "rb", **options), mode="r")
 
 
 def _stream(file: InputFile, stack: contextlib.ExitStack) -> Any:

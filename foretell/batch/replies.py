@@ -26,14 +26,20 @@ class Unanswered(msgspec.Struct, frozen=True):
 
 
 def write_replies(calls: Path, folder: Path, parts: Sequence[JobPart], part_rows: int, why: Unanswered) -> list[Path]:
-    """Write answers and errors beside `calls`; returns both paths. Files are replaced: it may be done again."""
+    """Write answers and errors beside `calls`; returns both paths. Whole files are put in place: it may be done again,
+    and somebody who lost the lease of it meanwhile breaks nothing.
+    """
     paths = [calls.with_name("answers.jsonl"), calls.with_name("errors.jsonl")]
+    token = uuid.uuid4().hex
+    halves = [path.with_suffix(f".{token}") for path in paths]
     done = {part.part: part for part in parts}
-    with paths[0].open("wb") as answers, paths[1].open("wb") as errors:
+    with halves[0].open("wb") as answers, halves[1].open("wb") as errors:
         for part in parts:
             _copy(folder, part, answers, errors)
         for custom_id in _left(calls, part_rows, done):
             _write(errors, custom_id, NULL, why)
+    for half, path in zip(halves, paths, strict=True):
+        half.replace(path)
     return paths
 
 

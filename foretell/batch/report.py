@@ -20,7 +20,7 @@ class Report(msgspec.Struct, frozen=True):
     """A finished job. `rows` of the `read` ones are in the output, `errors` failed, `filtered` were left out.
 
     `run_s` and `rows_per_s` are of the last run, which read `run_rows` rows; all else is of the whole job.
-    `compute_s`: seconds in which replicas ran, added up; `batch_s`: such seconds of a request, on average.
+    `compute_s`: seconds in which replicas ran, added up; `batch_rows`: rows of a request.
     """
 
     job: str

@@ -95,16 +95,20 @@ class JobRun:
             await asyncio.to_thread(self._jobs.renew, self.job.id, self._owner, time.time())
 
     async def _work(self) -> None:
+        self.progress.began = time.monotonic()
         layout, survey, done = await asyncio.to_thread(self._prepare)
         self.progress.total = survey.total
         for part in done.values():
             self.progress.add(part)
+        self._check_errors()
         if not self.plan.part_rows:
             await self._decide(layout, survey)
-        self.progress.before, self.progress.began = self.progress.read, time.monotonic()
+        self.progress.before = self.progress.read
         self._tell(self.progress)
         await self._do_parts(layout, self._crew.parts(layout, self.plan.part_rows, survey.rows, done))
-        self._jobs.move(self.job.id, self._owner, "finalizing", time.time())
+        # A worker that died may have left halves, or a file that its part turned out not to have.
+        await asyncio.to_thread(self._remove_leavings)
+        await asyncio.to_thread(self._jobs.move, self.job.id, self._owner, "finalizing", time.time())
 
     def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
         check_unchanged(self.job.id, self.plan.files, self._source.seen)
@@ -113,6 +117,10 @@ class JobRun:
         layout = layout_of(self.spec, question, self._source, schema)
         survey = self._source.survey(question.check, layout.check)
         self._output.prepare()
+        return layout, survey, self._remove_leavings()
+
+    def _remove_leavings(self) -> dict[PartKey, JobPart]:
+        """Remove what no record names, and return the records. Raises `Conflict` if a file that one names is gone."""
         done = {PartKey(part.file, part.part): part for part in self._jobs.parts(self.job.id)}
         recorded = [name for part in done.values() for name in part.names]
         present = self._output.names()
@@ -122,14 +130,15 @@ class JobRun:
                 f" cancel job {self.job.id} and start anew in another folder"
             )
         self._output.remove(leavings(present, recorded))
-        return layout, survey, done
+        return done
 
     async def _decide(self, layout: Layout, survey: Survey) -> None:
         """Choose the sizes of requests and parts, once for the whole job."""
         sizes = Sizes(self.spec.batch_rows, self.spec.part_rows)
         if not (sizes.batch_rows and sizes.part_rows):
             table = await asyncio.to_thread(self._source.look, layout)
-            tried = await self._crew.sizes(table, survey.row_bytes)
+            row_bytes = max(survey.row_bytes, table.nbytes / max(table.num_rows, 1))
+            tried = await self._crew.sizes(table, row_bytes)
             sizes = Sizes(sizes.batch_rows or tried.batch_rows, sizes.part_rows or tried.part_rows)
         self.plan = msgspec.structs.replace(self.plan, batch_rows=sizes.batch_rows, part_rows=sizes.part_rows)
         await asyncio.to_thread(self._jobs.plan, self.job.id, self._owner, encode(self.plan))
@@ -154,11 +163,14 @@ class JobRun:
         await asyncio.to_thread(self._jobs.record, self.job.id, self._owner, record)
         self.progress.add(record)
         self._tell(self.progress)
+        self._check_errors(done.reason)
+
+    def _check_errors(self, reason: str = "") -> None:
         limit = self.spec.max_errors
         if limit is not None and self.progress.errors > limit:
             raise InvalidInput(
                 f"{self.progress.errors} rows failed, --max-errors allows {limit}; one of them:"
-                f" {done.reason or 'see the errors file'}. They are in {self._output.path / ERRORS}. Resume with a"
+                f" {reason or 'see the errors file'}. They are in {self._output.path / ERRORS}. Resume with a"
                 " higher limit, or mend the input and start anew"
             )
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from foretell.batch.part import Scored
 from foretell.batch.question import Question, RowQuestion
 from foretell.batch.spec import PROTOCOL
-from foretell.batch.tuning import MOST_BYTES, Sizes, part_rows, sizes
+from foretell.batch.tuning import MOST_BYTES, Sizes, part_rows, sizes, untried
 from foretell.core.errors import InvalidInput, ModelFailed, ReplicaCrashed
 from foretell.core.reference import Reference
 from foretell.core.request import Request
@@ -76,25 +76,34 @@ class RowScorer:
         return Scored(columns, failed, compute_s, compute_s * self._dollars_per_second)
 
     async def sizes(self, table: pa.Table, row_bytes: float) -> Sizes:
-        """Tries requests of more and more rows while that pays."""
+        """Tries requests of more and more rows while that pays. Of texts of different lengths those in the middle are
+        tried: they are no shorter where a request is small.
+        """
         if not table.num_rows:
-            return Sizes(1, 1)
+            return untried(2 * row_bytes)
         inputs = Inputs(table, self._columns, self._signature)
         own_bytes = float(inputs.nbytes) / inputs.rows
         trial = sizes(inputs.rows if self._signature.batchable else 1, own_bytes, MOST_BYTES)
-        row_s, size = 0.0, next(trial)
-        try:
-            while True:
-                rows = next(requests(inputs, size, self.question.pads), None)
-                if rows is None:  # none of them is good: whatever the size, nothing will be asked
-                    break
-                began = time.monotonic()
-                await self._ask(inputs, rows, {})
-                row_s = (time.monotonic() - began) / len(rows)
+        row_s = answer_bytes = 0.0
+        best = size = next(trial)
+        while size * answer_bytes <= MOST_BYTES:
+            asked = list(requests(inputs, size, self.question.pads))
+            if not asked:  # none of them is good: whatever the size, nothing will be asked
+                break
+            rows = asked[(len(asked) - 1) // 2]
+            began = time.monotonic()
+            pieces, _ = await self._ask(inputs, rows, {})
+            row_s = (time.monotonic() - began) / len(rows)
+            answer_bytes = max(answer_bytes, sum(_nbytes(piece.outputs) for piece in pieces) / len(rows))
+            best = size
+            try:
                 size = trial.send(row_s * size)
-        except StopIteration as chosen:
-            size = chosen.value
-        return Sizes(size, part_rows(size, row_s, row_bytes + own_bytes))
+            except StopIteration as chosen:
+                best = chosen.value
+                break
+        best = max(1, min(best, int(MOST_BYTES / max(answer_bytes, 1.0))))
+        # Answers are there twice for a while: as they came, and as columns.
+        return Sizes(best, part_rows(best, row_s, row_bytes + own_bytes + 2 * answer_bytes))
 
     async def _ask(self, inputs: Inputs, rows: NDArray[np.int64], failed: dict[int, str]) -> tuple[list[Piece], float]:
         """The answers of `rows`. Halves those that fail until the row to blame is alone, and notes it in `failed`."""
@@ -166,6 +175,10 @@ def _drop_what_is_no_text(pieces: Sequence[Piece], spec: TensorSpec, failed: dic
                 failed[row] = f'output "{spec.name}" is not UTF-8 text, which a table cannot hold'
             piece.rows = piece.rows[~wrong]
             piece.outputs = {name: array[~wrong] for name, array in piece.outputs.items()}
+
+
+def _nbytes(outputs: Tensors) -> int:
+    return sum(sum(map(len, array.ravel())) if array.dtype.kind == "O" else array.nbytes for array in outputs.values())
 
 
 def _run(rows: NDArray[np.int64]) -> "NDArray[np.int64] | slice":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 import pyarrow as pa
 
-from foretell.batch.files import InputFile, find_inputs
+from foretell.batch.files import InputFile, find_inputs, seen_now
 from foretell.batch.layout import Layout
 from foretell.batch.part import Part, PartRange, cut
 from foretell.batch.protocol import PartKey
@@ -14,7 +14,10 @@ from foretell.batch.spec import Seen
 from foretell.core.errors import Conflict, InvalidInput
 
 LOOK_ROWS = 4096
-"""Rows that are read to see how large they are and how long they take."""
+LOOK_BYTES = 32 * 2**20
+"""Rows that are looked at to see how large they are and how long they take: so many, or so many bytes of them."""
+SEARCH_BYTES = 256 * 2**20
+"""How much is read at most to find some that the filter lets through."""
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -74,16 +77,23 @@ class Source:
         return Survey(schema, tuple(rows), row_bytes)
 
     def look(self, layout: Layout) -> pa.Table:
-        """The first rows that the filter lets through, at most `LOOK_ROWS`; all of one file."""
+        """The first rows that the filter lets through, within `LOOK_ROWS` and `LOOK_BYTES`; all of one file. None where
+        there are none in the first `SEARCH_BYTES`.
+        """
+        left = SEARCH_BYTES
         for file in self.files:
             found: list[pa.Table] = []
-            with open_input(file, LOOK_ROWS) as reader:
+            rows = size = 0
+            with open_input(file) as reader:
                 for batch in reader.read(0, layout.reads):
                     found.append(layout.filtered(pa.Table.from_batches([batch]), 0))
-                    if sum(table.num_rows for table in found) >= LOOK_ROWS:
+                    rows, size, left = rows + found[-1].num_rows, size + found[-1].nbytes, left - batch.nbytes
+                    if rows >= LOOK_ROWS or size >= LOOK_BYTES or left <= 0:
                         break
-            if any(table.num_rows for table in found):
+            if rows:
                 return pa.concat_tables(found).slice(0, LOOK_ROWS)
+            if left <= 0:
+                break
         return layout.schema.empty_table()
 
     def parts(
@@ -134,8 +144,7 @@ class Source:
     def _check_unchanged(self, file: InputFile) -> None:
         if file.format == "files":  # many; they were looked at when the job began
             return
-        (again,) = find_inputs([file.seen.path])
-        if again.seen != file.seen:
+        if seen_now(file) != file.seen:
             raise Conflict(f"{file.path} has changed while the job ran. Restore it, or start a new job")
 
 

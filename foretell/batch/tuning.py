@@ -15,7 +15,8 @@ PART_S = 15.0
 PART_BYTES = 64 * 2**20
 MOST_ROWS = 2**16
 MOST_BYTES = 16 * 2**20
-"""Input of a request."""
+"""Input of a request, and output of one."""
+_UNTRIED_ROWS, _UNTRIED_S = 64, 0.001
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -43,7 +44,15 @@ def sizes(rows: int, row_bytes: float, most_bytes: int) -> Generator[int, float,
     return best
 
 
+def untried(row_bytes: float) -> Sizes:
+    """What is used where there is no row to try: as if one took a millisecond."""
+    size = max(1, min(_UNTRIED_ROWS, int(MOST_BYTES / max(row_bytes, 1.0))))
+    return Sizes(size, part_rows(size, _UNTRIED_S, row_bytes))
+
+
 def part_rows(batch_rows: int, row_s: float, row_bytes: float) -> int:
-    """Rows of a part: whole requests, as many as a kill may cost and as fit into memory several times."""
+    """Rows of a part: whole requests, as many as a kill may cost and as fit into memory several times with all that
+    is made of them (`row_bytes`).
+    """
     rows = min(PART_S / max(row_s, 1e-9), PART_BYTES / max(row_bytes, 1.0), MOST_ROWS)
     return max(1, round(rows / batch_rows)) * batch_rows

@@ -78,7 +78,7 @@ class Work:
         answered = table.num_rows - len(scored.failed)
         if answered:
             name = part_name(part.key, file.folder, form)
-            contents[name] = (layout.output(table, scored), form)
+            contents[name] = (layout.output(table, file.path, scored), form)
         if scored.failed:
             name = part_name(part.key, ERRORS, "jsonl")
             contents[name] = (layout.errors(table, part.start, file.path, scored), "jsonl")

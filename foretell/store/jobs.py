@@ -84,21 +84,18 @@ class Jobs:
             connection.execute(JOBS.insert().values(msgspec.structs.asdict(info)))
         return info
 
-    def claim(self, job: str, owner: str, now: float, gone: Callable[[str], bool]) -> JobInfo:
-        """Take the lease and the state "running". Raises `Conflict` if somebody else holds the lease (and is not
-        `gone`, as far as one can know), or if the job is over.
+    def claim(self, job: str, owner: str, now: float, gone: Callable[[str], bool], spec: str = "") -> JobInfo:
+        """Take the lease and the state "running"; `spec` is what is asked from now on, "" what was asked before. Raises
+        `Conflict` if somebody else holds the lease (and is not `gone`, as far as one can know), or if the job is over.
         """
         with self._database.write(_lock(job), counts=False) as connection:
             info = _read(connection, job)
             check_move(job, info.state, "running")
-            if info.owner not in ("", owner) and info.lease_until > now and not gone(info.owner):
-                raise Conflict(
-                    f"job {job} is run by another process ({info.owner}), whose lease ends in"
-                    f" {info.lease_until - now:.0f} s. Wait for it, or end it"
-                )
+            _check_free(info, owner, now, gone)
             taken = msgspec.structs.replace(
                 info,
                 state="running",
+                spec=spec or info.spec,
                 owner=owner,
                 lease_until=now + LEASE_S,
                 attempts=info.attempts + 1,
@@ -152,12 +149,22 @@ class Jobs:
             _write(connection, cancelled)
         return cancelled
 
-    def report(self, job: str, report: str) -> None:
-        """Say what became of a cancelled job; the first who does so is right."""
+    def claim_ending(self, job: str, owner: str, now: float, gone: Callable[[str], bool]) -> JobInfo:
+        """Take the lease of a cancelled job, to say what became of it. Raises `Conflict` if somebody else does that."""
         with self._database.write(_lock(job), counts=False) as connection:
             info = _read(connection, job)
-            if info.state == "cancelled" and not info.report:
-                _write(connection, msgspec.structs.replace(info, report=report))
+            if info.state != "cancelled" or info.report:
+                raise Conflict(f"job {job} is {info.state}{' and has its report' if info.report else ''}")
+            _check_free(info, owner, now, gone)
+            taken = msgspec.structs.replace(info, owner=owner, lease_until=now + LEASE_S)
+            _write(connection, taken)
+        return taken
+
+    def report(self, job: str, owner: str, report: str) -> None:
+        """Say what became of a cancelled job, and give its lease back. Raises `Conflict` if the lease was lost."""
+        with self._database.write(_lock(job), counts=False) as connection:
+            info = _held(connection, job, owner)
+            _write(connection, msgspec.structs.replace(info, report=report, owner="", lease_until=0.0))
 
 
 def _lock(key: str) -> str:
@@ -180,9 +187,17 @@ def _write(connection: sa.Connection, info: JobInfo) -> None:
     connection.execute(JOBS.update().where(JOBS.c.id == info.id).values(msgspec.structs.asdict(info)))
 
 
+def _check_free(info: JobInfo, owner: str, now: float, gone: Callable[[str], bool]) -> None:
+    if info.owner not in ("", owner) and info.lease_until > now and not gone(info.owner):
+        raise Conflict(
+            f"job {info.id} is run by another process ({info.owner}), whose lease ends in"
+            f" {info.lease_until - now:.0f} s. Wait for it, or end it"
+        )
+
+
 def _held(connection: sa.Connection, job: str, owner: str) -> JobInfo:
     info = _read(connection, job)
-    if info.state == "cancelled":
+    if info.owner != owner and info.state == "cancelled":
         raise Conflict(f"job {job} was cancelled")
     if info.owner != owner:
         raise Conflict(f"job {job} is run by another process now ({info.owner or 'nobody'}); this one stops")

@@ -82,8 +82,10 @@ def test_no_more_faults_are_listed_than_somebody_reads(write):
     assert len(error.value.faults) == lines.MOST_FAULTS
 
 
-@pytest.mark.parametrize(("first", "model"), [(line("a"), "m"), (b"{}", ""), (b"\xff", ""), (b"", "")])
-def test_the_first_line_tells_the_model(tmp_path, first, model):
+@pytest.mark.parametrize(
+    ("first", "model"), [(line("a"), "m"), (b"\n \n" + line("a"), "m"), (b"{}", ""), (b"\xff", ""), (b"", "")]
+)
+def test_the_first_call_tells_the_model(tmp_path, first, model):
     (tmp_path / "in").write_bytes(first)
     assert model_of(tmp_path / "in") == model
 

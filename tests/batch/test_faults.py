@@ -5,17 +5,27 @@ that a job which stopped goes on where it was.
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 
+from foretell.batch.layout import Layout
 from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
+from foretell.batch.protocol import temporary_name
+from foretell.batch.readers import open_input
 from foretell.batch.source import Source
+from foretell.batch.spec import Plan, encode
+from foretell.batch.work import Work
 from foretell.core.errors import ConfigError, Conflict, ForetellError, InvalidInput, NotFound, PackageError
+from tests.batch.conftest import SIGNATURE
 
 SMALL = ("--trust-code", "--batch-rows", 50, "--part-rows", 100)
 X = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
@@ -120,6 +130,21 @@ def test_rows_that_cannot_be_used_go_to_the_errors_file_with_the_reason(linear_w
     assert (report.rows, report.errors) == (3, 2)
 
 
+def test_nan_fails_a_row_where_the_package_refuses_it(world):
+    world.add_python(
+        "careful", "def predict(x):\n    return {'y': x}", SIGNATURE.replace("[-1] }]", "[-1], allow_nan = false }]", 1)
+    )
+    world.single("careful")
+    values = [1.0, float("nan"), None, float("inf"), 2.0]
+    report = world.batch("careful", world.table("in.parquet", x=pa.array(values, pa.float32())))
+    assert world.rows().column("y").to_pylist() == [1.0, 2.0]
+    assert [error["row"] for error in world.errors()] == [1, 2, 3]
+    assert {error["error"] for error in world.errors()} == {
+        'column "x": NaN, infinity or null, which this model refuses'
+    }
+    assert report.errors == 3
+
+
 def test_a_row_on_which_the_model_raises_fails_alone_among_thousands(doubler):
     values = np.arange(5000, dtype=np.float32)
     values[[17, 4001]] = -1
@@ -152,18 +177,33 @@ def test_too_many_errors_stop_the_job_and_a_higher_limit_lets_it_go_on(doubler):
     with pytest.raises(InvalidInput, match=r"2 rows failed, --max-errors allows 1; one of them: .*minus one"):
         doubler.batch("double", source, max_errors=1)
     assert doubler.job().state == "failed"
+    with pytest.raises(InvalidInput, match="2 rows failed, --max-errors allows 1"):
+        doubler.batch("double", source, max_errors=1, resume=True)
+    assert doubler.job().state == "failed", "though no part is left to do"
     assert doubler.batch("double", source, max_errors=2, resume=True).errors == 2
     assert doubler.rows().column("y").to_pylist() == [2.0, 4.0]
+
+
+def test_a_limit_that_was_raised_stays_with_the_job(doubler, monkeypatch):
+    source = doubler.table("in.parquet", x=[1.0, -1.0, -1.0, 2.0])
+    monkeypatch.setattr(OutputFolder, "write_text", Mock(side_effect=ConfigError("the disk is full")))
+    with pytest.raises(InvalidInput):
+        doubler.batch("double", source, max_errors=1, part_rows=2)
+    with pytest.raises(ConfigError, match="the disk is full"):
+        doubler.batch("double", source, max_errors=2, part_rows=2, resume=True)
+    monkeypatch.undo()
+    assert doubler.run_again(doubler.job()).errors == 2
 
 
 def test_a_damaged_page_stops_the_job_with_the_name_of_the_file(linear_world, monkeypatch):
     monkeypatch.setattr("foretell.batch.tuning.MOST_ROWS", 1024)
     values = np.random.default_rng(0).random((4096, 2), dtype=np.float32)
     path = linear_world.folder / "in.parquet"
-    pa.parquet.write_table(pa.table({"X": list(values)}), path, row_group_size=2048, write_page_checksum=True)
+    form = {"row_group_size": 2048, "compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    pa.parquet.write_table(pa.table({"X": list(values)}), path, **form)
     raw = bytearray(path.read_bytes())
-    at = pa.parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
-    raw[at : at + 400] = os.urandom(400)
+    column = pa.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    raw[column.data_page_offset + column.total_compressed_size - 4] ^= 1  # a bit of a number: only its page's sum tells
     path.write_bytes(raw)
     with pytest.raises(InvalidInput, match=r"in\.parquet cannot be read as parquet"):
         linear_world.batch("linear", path)
@@ -187,6 +227,28 @@ def test_a_file_that_vanishes_is_named(linear_world):
         source.first_schema()
 
 
+def test_a_file_that_is_a_row_and_vanishes_is_named_and_no_empty_row(world):
+    for name in ("a.txt", "b.txt"):
+        (world.folder / name).write_text(name)
+    source = Source([str(world.folder / "*.txt")])
+    (world.folder / "b.txt").unlink()
+    with pytest.raises(InvalidInput, match=r"cannot be read as files: .*b\.txt"), open_input(source.files[0]) as reader:
+        list(reader.read(0, ("path", "content")))
+
+
+def test_a_file_that_changes_while_the_job_runs_is_noticed(linear_world):
+    path = linear_world.table("in [1].parquet", X=X)
+    source = Source([str(path)])
+    layout = Layout(linear_world.spec("linear", path), source.first_schema(), ["X"], pa.schema([]), set())
+    assert next(source.parts(layout, 2, [3], {})).table.num_rows == 2
+    linear_world.table("in [1].parquet", X=X + X)
+    with pytest.raises(Conflict, match="has changed while the job ran"):
+        next(source.parts(layout, 2, [3], {}))
+    path.unlink()
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        next(source.parts(layout, 2, [3], {}))
+
+
 def test_a_later_file_with_other_columns_is_named_with_the_first(linear_world):
     linear_world.table("in/a.parquet", id=[1], X=[[1.0, 2.0]])
     linear_world.table("in/b.parquet", id=[2], Y=[[1.0, 2.0]])
@@ -205,50 +267,71 @@ def test_a_later_file_with_a_narrower_number_is_read_as_the_first(linear_world):
     assert linear_world.rows().to_pydict()["y"] == [21.0, 21.0]
 
 
+def test_a_later_file_whose_values_do_not_fit_the_first_is_named_with_the_column(linear_world):
+    linear_world.table("in/a.parquet", id=[1], X=[[1.0, 2.0]])
+    linear_world.table("in/b.parquet", id=[2.5], X=[[1.0, 2.0]])
+    with pytest.raises(
+        InvalidInput, match=r'b\.parquet: column "id" does not fit int64, its type in the first file.*2\.5'
+    ):
+        linear_world.batch("linear", linear_world.folder / "in")
+    assert 'column "id"' in linear_world.job().reason
+
+
+def test_a_column_that_is_null_in_a_whole_later_file_is_read_as_in_the_first(linear_world):
+    (linear_world.folder / "in").mkdir()
+    (linear_world.folder / "in/a.jsonl").write_text('{"id": "a", "tags": ["x"], "t": 1.0, "X": [1.0, 2.0]}')
+    (linear_world.folder / "in/b.jsonl").write_text('{"id": null, "tags": null, "t": null, "X": [1.0, 2.0]}')
+    report = linear_world.batch("linear", linear_world.folder / "in", label="t=y", keep=("id", "tags"))
+    rows = linear_world.rows().to_pydict()
+    assert (rows["id"], rows["tags"], rows["y"]) == (["a", None], [["x"], None], [21.0, 21.0])
+    assert report.quality.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"where": "day > 3"}, r'b\.parquet differs from .*a\.parquet: --where "day > 3" does not fit the columns'),
+        ({"label": "day=y"}, r'b\.parquet differs from .*a\.parquet: --label: column "day" holds string'),
+    ],
+)
+def test_a_later_file_is_checked_against_the_filter_and_the_label_before_anything_runs(linear_world, asked, says):
+    linear_world.table("in/a.parquet", day=[4], X=[[1.0, 2.0]])
+    linear_world.table("in/b.parquet", day=["5"], X=[[1.0, 2.0]])
+    with pytest.raises(InvalidInput, match=says):
+        linear_world.batch("linear", linear_world.folder / "in", keep=("none",), **asked)
+    assert linear_world.store.jobs.parts(linear_world.job().id) == []
+
+
 def test_an_input_without_rows_is_a_finished_job_without_rows(linear_world):
     source = linear_world.table("in.parquet", X=pa.array([], pa.list_(pa.float32())))
     assert linear_world.batch("linear", source).rows == 0
     assert linear_world.job().state == "completed"
     source = linear_world.table("two.parquet", X=X)
-    assert linear_world.batch("linear", source, "none", where="1 > 2").filtered == 3
+    report = linear_world.batch("linear", source, "none", where="1 > 2")
+    assert (report.filtered, report.parts) == (3, 1)
 
 
-def test_a_full_disk_stops_the_job_and_loses_nothing(linear_world, monkeypatch):
-    monkeypatch.setattr("foretell.batch.tuning.MOST_ROWS", 1024)
-    values = np.arange(10_000, dtype=np.float32).reshape(-1, 2)
-    source = linear_world.table("in.parquet", id=np.arange(5000), X=list(values))
-    take, taken = OutputFolder.take, []
-
-    def filling(self, step, contents):
-        taken.append(step)
-        if len(taken) == 6:
-            raise OSError(28, "No space left on device")
-        take(self, step, contents)
-
-    monkeypatch.setattr(OutputFolder, "take", _named_as_real(filling))
-    with pytest.raises(ConfigError, match=r"No space left on device\. What was committed stays: free some space"):
-        linear_world.batch("linear", source)
-    monkeypatch.undo()
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("form", "name"), [("parquet", "part-00000-000002.parquet"), ("csv", "part-00000-000001.csv")])
+def test_a_full_disk_stops_the_job_and_loses_nothing(linear_world, big, form, name):
+    """/dev/full refuses every write, as a full disk does: here, that of one part."""
+    out = linear_world.folder / "out"
+    out.mkdir()
+    more = {"format": form, "batch_rows": 1000, "part_rows": 1000}
+    spec = linear_world.spec("linear", big, **more)
+    job = linear_world.store.jobs.create(str(out), encode(spec), encode(Plan(Source(spec.reading.paths).seen)), 0.0)
+    (out / temporary_name(name, 1)).symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"No space left on device.*What was committed stays: free some space"):
+        linear_world.run_again(job)
     assert linear_world.job().state == "failed"
-    linear_world.batch("linear", source, resume=True)
-    assert linear_world.rows().column("id").to_pylist() == list(range(5000))
+    report = linear_world.batch("linear", big, resume=True, **more)
+    assert (report.rows, report.parts) == (5000, 5)
+    ids = pa.dataset.dataset(str(out), format=form).to_table().column("id")
+    assert sorted(ids.to_pylist()) == list(range(5000))
 
 
-def _named_as_real(take):
-    """What the disk says passes through the same hands as in `OutputFolder.take`."""
-    from foretell.batch.output import _named
-
-    def wrapped(self, *arguments):
-        with _named(self.path):
-            take(self, *arguments)
-
-    return wrapped
-
-
-def test_a_real_full_disk_is_told(linear_world):
-    """/dev/full refuses every write, as a full disk does."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_at_the_report_is_told(linear_world):
     out = linear_world.folder / "out"
     out.mkdir()
     (out / "._report.json.tmp").symlink_to("/dev/full")
@@ -320,6 +403,22 @@ def test_leavings_of_a_dead_run_are_removed(linear_world, big, monkeypatch):
     assert linear_world.rows().column("id").to_pylist() == list(range(5000))
 
 
+def test_what_a_dead_worker_left_is_gone_at_the_end(linear_world, monkeypatch):
+    """It had a row fail, or died in the middle of a file; another one did the part, and no row failed."""
+    original = Work.do
+
+    async def after_another(self, *arguments):
+        (linear_world.folder / "out/_errors").mkdir()
+        for name in ("_errors/part-00000-000000.jsonl", ".part-00000-000000.parquet.1.tmp"):
+            (linear_world.folder / "out" / name).write_text("{}")
+        return await original(self, *arguments, again=1)
+
+    monkeypatch.setattr(Work, "do", after_another)
+    assert linear_world.batch("linear", linear_world.table("in.parquet", X=X)).errors == 0
+    left = [path.name for path in (linear_world.folder / "out").rglob("*") if path.is_file()]
+    assert sorted(left) == ["_report.html", "_report.json", "part-00000-000000.parquet"]
+
+
 def test_a_package_that_is_missing_or_another_is_refused(linear_world, big, monkeypatch):
     job = interrupted(linear_world, big, monkeypatch)
     package = linear_world.folder / "home/packages/linear/1"
@@ -341,13 +440,15 @@ def test_a_second_process_is_refused_while_the_first_runs_the_job(linear_world, 
     assert linear_world.job().owner == owner, "the refused one changed nothing"
 
 
-def test_a_job_whose_process_is_dead_can_be_resumed_at_once(linear_world, big):
-    process = linear_world.cli("list")
-    process.wait()
-    dead = this_process().split(":")
-    assert gone(":".join([dead[0], str(process.pid), "1.00", dead[3]]))
-    assert not gone(this_process())
-    assert not gone("another-host:1:1.00:token")
+def test_a_job_whose_process_is_dead_can_be_resumed_at_once(linear_world, big, monkeypatch):
+    job = interrupted(linear_world, big, monkeypatch)
+    tell = "from foretell.batch.owner import this_process; print(this_process())"
+    dead = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True).stdout.strip()
+    linear_world.store.jobs.claim(job.id, f"another-{dead}", time.time(), gone)
+    with pytest.raises(Conflict, match="is run by another process"):  # nobody here can know whether that one lives
+        linear_world.batch("linear", big, resume=True)
+    linear_world.store.jobs.claim(job.id, dead, time.time(), lambda owner: True)
+    assert linear_world.batch("linear", big, resume=True).rows == 5000
 
 
 def test_a_cancelled_job_stops_its_process(linear_world, monkeypatch):

@@ -1,9 +1,12 @@
 """Whole jobs on real replicas: what comes in, what goes out, what is kept, and what the report says."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
+import time
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +17,10 @@ import pytest
 from PIL import Image
 
 from foretell.app.config import ModelSettings
+from foretell.batch.output import write_table
+from foretell.batch.scoring import RowScorer
 from foretell.batch.work import Work
-from foretell.core.errors import Conflict
+from foretell.core.errors import Conflict, InvalidInput
 from foretell.store.job import JobPart
 
 ROWS = {"id": [7, 8, 9], "X": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]}
@@ -68,6 +73,39 @@ def test_csv_and_json_lines_come_out_with_lists_as_json(linear_world):
     assert json.loads(lines[0]) == {"id": 7, "word": 'a"b', "y": 21.0, "pair": [2, 4]}
 
 
+NAN = float("nan")
+CELLS = {
+    "numbers": (
+        pa.list_(pa.float32()),
+        [[0.1, None, 2.0], None, [], [NAN, -3e38]],
+        [[0.1, None, 2], "", [], [None, -3e38]],
+    ),
+    "halves": (pa.list_(pa.float16()), [[0.5, None]], [[0.5, None]]),
+    "flags": (pa.large_list(pa.bool_()), [[True, None, False]], [[True, None, False]]),
+    "texts": (
+        pa.list_(pa.string()),
+        [['a"b\\', "c\nd\x01", None, "ü,"], None],
+        [['a"b\\', "c\nd\x01", None, "ü,"], ""],
+    ),
+    "nested": (pa.list_(pa.list_(pa.int8(), 2)), [[[1, None], None], None, []], [[[1, None], None], "", []]),
+    "days": (pa.list_(pa.date32()), [[date(2026, 1, 2), None]], [["2026-01-02", None]]),
+    "records": (pa.struct([("a", pa.int8())]), [{"a": 1}, None], [{"a": 1}, ""]),
+    "lists_of_records": (pa.list_(pa.struct([("a", pa.string())])), [[{"a": "x"}, None]], [[{"a": "x"}, None]]),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_csv_holds_every_list_as_json_and_a_null_as_an_empty_cell(tmp_path, name):
+    kind, values, said = CELLS[name]
+    table = pa.table({"id": range(len(values)), "cell": pa.array(values, kind)})
+    write_table(table.slice(0, 1), "csv", tmp_path / "first.csv")
+    write_table(pa.concat_tables([table.slice(0, 1), table.slice(1)]), "csv", tmp_path / "in.csv")
+    for path, expected in (("first.csv", said[:1]), ("in.csv", said)):
+        with (tmp_path / path).open(newline="") as file:
+            cells = [row["cell"] for row in csv.DictReader(file)]
+        assert [cell and json.loads(cell) for cell in cells] == expected
+
+
 def test_a_filter_leaves_rows_out_and_keep_names_the_columns_that_go_along(linear_world):
     source = linear_world.table("in.parquet", **ROWS, more=["a", "b", "c"])
     report = linear_world.batch("linear", source, where="id >= 8 and more != 'c'", keep=("more",))
@@ -95,6 +133,16 @@ def test_partitions_of_a_folder_are_kept_and_can_be_filtered_and_mapped(linear_w
     rows = linear_world.rows().sort_by("month")
     assert rows.select(["id", "month", "y"]).to_pydict() == {"id": [2, 10], "month": [2, 10], "y": [22.0, 110.0]}
     assert sorted(p.name for p in (linear_world.folder / "out").iterdir() if p.is_dir()) == ["month=10", "month=2"]
+
+
+def test_partitions_are_numbers_only_where_all_of_them_are(linear_world):
+    for month in ("09", "10"):
+        linear_world.table(f"flights/month={month}/f.parquet", a=[1.0], b=[1.0], id=[month])
+    linear_world.batch("linear", linear_world.folder / "flights", map=["a,b=X"], where="month >= '10'")
+    assert linear_world.rows().column("id").to_pylist() == ["10"]
+    assert (linear_world.folder / "out/month=10").is_dir()
+    with pytest.raises(InvalidInput, match='--where "month > 9" does not fit the columns'):
+        linear_world.batch("linear", linear_world.folder / "flights", "more", map=["a,b=X"], where="month > 9")
 
 
 def test_a_glob_and_several_inputs_are_one_input(linear_world):
@@ -137,6 +185,43 @@ outputs = [{ name = "width", datatype = "INT64", shape = [-1] }]
     assert report.errors == 1
     assert world.errors()[0]["path"].endswith("broken.png")
     assert "cannot identify image" in world.errors()[0]["error"]
+
+
+SIZE_OF = """[signature]
+inputs = [{ name = "file", datatype = "BYTES", shape = [-1] }]
+outputs = [{ name = "size", datatype = "INT64", shape = [-1] }]
+"""
+
+
+@pytest.fixture
+def sizer(world):
+    """ "size" in the store: how many bytes a file has."""
+    world.add_python("size", "def predict(file):\n    return {'size': np.array([len(one) for one in file])}", SIZE_OF)
+    world.single("size")
+    return world
+
+
+def test_names_that_look_like_patterns_are_names(sizer):
+    for name in ("photo[1].txt", "photo1.txt", "what?.txt", "a*.txt"):
+        (path := sizer.folder / "notes" / name).parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    sizer.batch("size", sizer.folder / "notes")
+    rows = sizer.rows().to_pylist()
+    assert {row["path"].rpartition("/")[2]: row["size"] for row in rows} == {
+        "photo[1].txt": 12,
+        "photo1.txt": 10,
+        "what?.txt": 9,
+        "a*.txt": 6,
+    }
+
+
+def test_a_table_may_have_a_name_that_looks_like_a_pattern(linear_world):
+    source = linear_world.table("in [1].parquet", **ROWS)
+    linear_world.table("in 1.parquet", X=[[0.0, 0.0]])
+    linear_world.batch("linear", source)
+    assert linear_world.rows().column("y").to_pylist() == ANSWERS
+    linear_world.batch("linear", linear_world.folder / "in [[]*.parquet", "glob")
+    assert linear_world.rows("glob").column("y").to_pylist() == ANSWERS
 
 
 def test_rows_of_different_lengths_come_back_in_their_order(world):
@@ -200,8 +285,16 @@ def test_resume_of_a_finished_job_or_of_none(linear_world):
 
 
 def test_a_job_keeps_its_version_though_a_newer_one_is_there(doubler):
-    assert doubler.batch("double", doubler.table("in.parquet", x=[1.0])).model == "double@1"
+    source = doubler.table("in.parquet", x=[1.0, -1.0])
+    with pytest.raises(InvalidInput, match="--max-errors allows 0"):
+        doubler.batch("double", source, max_errors=0)
+    doubler.add_python("triple", "def predict(x):\n    return {'y': x * 3}")
+    doubler.store.add("double", doubler.folder / "python/triple")
+    with pytest.raises(Conflict, match=r"its model was double@1, not double@2\. Resume it with"):
+        doubler.batch("double", source, resume=True)
+    assert doubler.run_again(doubler.job(), max_errors=None).model == "double@1"
     assert doubler.rows().column("y").to_pylist() == [2.0]
+    assert doubler.batch("double", source, "other").model == "double@2"
 
 
 def test_the_models_settings_of_the_operator_are_used(doubler):
@@ -209,6 +302,20 @@ def test_the_models_settings_of_the_operator_are_used(doubler):
         server=doubler.config.server, models={"double": ModelSettings(replicas={"count": 2, "threads": 1})}
     )
     assert doubler.batch("double", doubler.table("in.parquet", x=[1.0, 2.0])).rows == 2
+
+
+def test_the_clock_of_a_rate_runs_while_sizes_are_tried(doubler, monkeypatch):
+    told, tried = [], []
+    original = RowScorer.sizes
+
+    async def noting(self, *arguments):
+        tried.append(time.monotonic())
+        return await original(self, *arguments)
+
+    monkeypatch.setattr(RowScorer, "sizes", noting)
+    doubler.tell = lambda progress: told.append(progress.began)
+    doubler.batch("double", doubler.table("in.parquet", x=[1.0, 2.0]))
+    assert told[0] < tried[0]
 
 
 def test_records_of_parts_say_what_became_of_each_row(doubler):

@@ -10,9 +10,10 @@ import pytest
 from foretell.app import batch_calls, batches
 from foretell.app.batch import BatchService
 from foretell.app.config import Config
+from foretell.batch.replies import write_replies
 from foretell.cli.main import command
 from foretell.core.errors import Conflict
-from tests.batch.calls import CHAT, COMPLETIONS, EMBED, EMBEDDINGS, TEXTS, Served, add_talk, call, calls
+from tests.batch.calls import CHAT, COMPLETIONS, EMBED, EMBEDDINGS, TEXTS, Served, add_talk, call, calls, jsonl
 from tests.batch.conftest import World
 from tests.fleet.scripted import launch_scripted, prompt
 
@@ -184,6 +185,38 @@ def test_a_batch_expires_and_says_which_calls_were_not_made(embed):
     assert 0 < len(done) < 400
     assert len(done) + len(errors) == 400
     assert errors[0]["error"]["code"] == "batch_expired"
+    with pytest.raises(openai.ConflictError, match="is expired; there is nothing to cancel"):
+        embed.client.batches.cancel(batch.id)
+
+
+def test_of_two_servers_one_gathers_the_answers_of_a_cancelled_batch(embed, store, monkeypatch):
+    gathered = []
+
+    def write(*arguments):
+        gathered.append(arguments)
+        time.sleep(0.5)
+        return write_replies(*arguments)
+
+    monkeypatch.setattr(batches, "LOOK_S", 0.05)
+    monkeypatch.setattr(batch_calls, "write_replies", write)
+    other = Served(store, "embed")
+    try:
+        batch = embed.create(calls(["slow"] * 200))
+        embed.until(batch, "in_progress", done=1)
+        other.client.batches.cancel(batch.id)
+        batch = embed.until(batch)
+        time.sleep(0.5)
+    finally:
+        other.close()
+    assert batch.status == "cancelled"
+    done, errors = embed.lines(batch.output_file_id), embed.lines(batch.error_file_id)
+    assert len(done) + len(errors) == 200
+    assert len(gathered) == 1
+
+
+def test_a_file_may_begin_with_an_empty_line(embed):
+    batch = embed.run(b"\n" + jsonl(calls(["a"])))
+    assert batch.status == "completed"
 
 
 def test_a_full_disk_makes_a_batch_wait_and_not_fail(embed, monkeypatch):

@@ -185,6 +185,19 @@ async def test_a_batch_leaves_room_in_the_queue(behind):
         each.cancel()
 
 
+async def test_the_room_of_one_model_is_not_taken_by_another(behind):
+    behind._most = lambda reference: 25
+    asking = [
+        asyncio.ensure_future(behind.infer(parse_reference(name), Request({"x": np.zeros((20, 4), np.float32)}, 20)))
+        for name in ("endless", "endless", "slow")
+    ]
+    await asyncio.sleep(0.02)
+    assert len(behind._plane.requests) == 2, "one of each model"
+    for each in asking:
+        each.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
 @pytest.mark.parametrize(("protocol", "most"), [("openai", FEW), ("batch", 20)])
 async def test_few_generations_begin_while_somebody_asks_online(behind, protocol, most):
     behind._plane.served.append(FakeModel("slow-chat", generator=FakeGenerator(delay_s=60.0)))

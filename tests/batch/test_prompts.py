@@ -1,16 +1,20 @@
 """Language models over tables: a template becomes prompts, answers become typed columns."""
 
+import asyncio
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from foretell.batch.generating import PromptScorer
 from foretell.batch.prompts import PromptQuestion
 from foretell.batch.spec import Prompting
 from foretell.core.errors import InvalidInput
-from foretell.core.generation import Chat
+from foretell.core.generation import Chat, Finished, Piece, Started
+from foretell.core.reference import parse_reference
 from foretell.importers import import_model
 from foretell.importers.draft import LlmChoices
 
@@ -58,6 +62,35 @@ def test_properties_of_the_schema_become_typed_columns():
     assert question.answer('{"name": "Tom", "age": 3}') == {"name": "Tom", "age": 3, "kind": None, "scores": None}
     with pytest.raises(InvalidInput, match=r"no whole JSON .*--max-tokens"):
         question.answer('{"name": "To')
+
+
+class OddModel:
+    """Answers every prompt with the prompt."""
+
+    async def generate(self, reference, request):
+        yield Started(1, 0)
+        yield Piece(0, request.prompt, [])
+        yield Finished(0, "stop", 1)
+
+
+def test_an_answer_that_no_column_can_hold_fails_alone():
+    question = PromptQuestion(Prompting("{x}", SCHEMA, chat=False))
+    rows = [
+        {"name": "Tom", "age": 3},
+        {"name": "Old", "age": 2**70},
+        {"name": "Big", "age": 4, "scores": [2**53 + 1, 10**300]},
+        {"name": "Huge", "age": 5, "scores": [10**400]},
+        {"name": "Odd", "age": 5, "scores": 7},
+    ]
+    table = pa.table({"x": [json.dumps(row) for row in rows]})
+    scorer = PromptScorer(OddModel(), parse_reference("m"), question, 2, lambda request: 0.0, 1.0)
+    scored = asyncio.run(scorer.score(table, 1))
+    assert scored.columns["name"].to_pylist() == ["Tom", "Big"]
+    assert scored.columns["scores"].to_pylist() == [None, [float(2**53 + 1), 1e300]]
+    assert sorted(scored.failed) == [1, 3, 4]
+    assert re.match(
+        r'the answer\'s "age" does not fit its column \(int64\): .*bound it in the schema', scored.failed[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 batch, on every demo model, and within the stated tolerance in batches of another shape.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +13,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from examples import demo_models
 from examples.demo import LITE0_CONFIG
-from foretell.app.config import ModelSettings
+from foretell.app.config import load_config
 from foretell.cli.child import ChildServer
 from foretell.cli.importing import make_package
 
@@ -54,13 +56,15 @@ def test_a_job_and_the_server_give_the_same_answers(world, name):
     extra.write_text(config)
     make_package(model, world.folder / "package", True, "", None, extra if config else None, lambda line: None)
     world.store.add(name, world.folder / "package")
-    world.single(name)
+    settings = world.folder / "foretell.toml"  # of both: another number of threads would be another order of sums
+    settings.write_text(f"[server]\ntrust_code = true\n[models.{name}.replicas]\ncount = 1\nthreads = 1\n")
+    world.config = load_config(settings)
     values = rows_of(world.folder)
     source = world.table("in.parquet", id=np.arange(len(values)), **{column: values})
 
     world.batch(name, source, batch_rows=len(values))
     world.batch(name, source, "other", batch_rows=3)
-    online = asked(world, name, column, values)
+    online = asked(world, settings, name, column, values)
     together, apart = world.rows(), world.rows("other")
     assert together.column("id").to_pylist() == list(range(len(values)))
     for output, answers in online.items():
@@ -72,13 +76,11 @@ def test_a_job_and_the_server_give_the_same_answers(world, name):
             np.testing.assert_array_equal(near, answers)
 
 
-def asked(world, name: str, column: str, values) -> dict[str, np.ndarray]:
+def asked(world, settings: Path, name: str, column: str, values) -> dict[str, np.ndarray]:
     """All rows as one request, by an unchanged client in binary form."""
     array = np.array(values, dtype=object if isinstance(values[0], bytes) else np.float32)
     kind = "BYTES" if array.dtype == object else "FP32"
-    arguments = [name, "--store", str(world.folder / "home"), "--trust-code", "--port", "0", "--grpc-port", "-1"]
-    settings = world.folder / "foretell.toml"
-    settings.write_text(f"[models.{name}.replicas]\ncount = 1\nthreads = 1\n")
+    arguments = [name, "--store", str(world.folder / "home"), "--port", "0", "--grpc-port", "-1"]
     with ChildServer([*arguments, "--access-log", "none", "--config", str(settings)]) as server:
         client = triton.InferenceServerClient(server.url.removeprefix("http://"))
         given = triton.InferInput(column, array.shape, kind)
@@ -94,9 +96,3 @@ def text(array: np.ndarray) -> np.ndarray:
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
     return np.array(column.to_pylist(), dtype=np.float32 if "float" in str(column.type) else None)
-
-
-def test_the_settings_of_both_are_the_same(world):
-    """Another number of threads would be another order of sums."""
-    world.single("m")
-    assert world.config.models["m"] == ModelSettings(replicas={"count": 1, "threads": 1})

@@ -233,7 +233,12 @@ texts = st.text(max_size=20)
 ids = st.integers(0, 2**31)
 finite = st.floats(allow_nan=False, width=32)
 logprobs = st.builds(
-    TokenLogprob, ids, texts, st.binary(max_size=5), finite, st.lists(st.tuples(ids, texts, finite), max_size=3)
+    TokenLogprob,
+    ids,
+    texts,
+    st.binary(max_size=5),
+    finite,
+    st.lists(st.tuples(ids, st.binary(max_size=5), finite), max_size=3),
 )
 events = st.one_of(
     st.builds(Started, ids, ids),

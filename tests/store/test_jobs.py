@@ -76,6 +76,23 @@ def test_a_cancelled_job_is_over_for_whoever_runs_it(jobs, job):
         jobs.claim(job, "b", 200.0, NOBODY_GONE)
 
 
+def test_one_process_at_a_time_says_what_became_of_a_cancelled_job(jobs, job):
+    jobs.claim(job, "a", 100.0, NOBODY_GONE)
+    with pytest.raises(Conflict, match="is running"):
+        jobs.claim_ending(job, "b", 101.0, NOBODY_GONE)
+    jobs.cancel(job, 102.0)
+    jobs.claim_ending(job, "b", 103.0, NOBODY_GONE)
+    jobs.renew(job, "b", 104.0)
+    with pytest.raises(Conflict, match="another process"):
+        jobs.claim_ending(job, "a", 105.0, NOBODY_GONE)
+    with pytest.raises(Conflict, match="was cancelled"):
+        jobs.report(job, "a", "{}")
+    jobs.report(job, "b", '{"by": "b"}')
+    assert jobs.get(job).report == '{"by": "b"}'
+    with pytest.raises(Conflict, match="has its report"):
+        jobs.claim_ending(job, "a", 200.0, NOBODY_GONE)
+
+
 def test_a_job_that_failed_or_was_set_aside_gives_its_lease_back(jobs, job):
     for state in ("failed", "queued"):
         jobs.claim(job, "a", 100.0, NOBODY_GONE)
