@@ -51,7 +51,7 @@ def model_of(path: Path) -> str:
         first = next((line for line in lines if line.strip()), b"")
         try:
             return msgspec.json.decode(msgspec.json.decode(first, type=Call).body, type=_Asked).model
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return ""
 
 

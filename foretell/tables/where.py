@@ -50,14 +50,14 @@ class Where:
         for column in self.columns:
             if column not in schema.names:
                 raise InvalidInput(f'--where "{self.text}": no column "{column}". {did_you_mean(column, schema.names)}')
-        try:
-            self.apply(schema.empty_table())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-            raise InvalidInput(f'--where "{self.text}" does not fit the columns: {error}') from None
+        self.apply(schema.empty_table())
 
     def apply(self, table: pa.Table) -> pa.Table:
-        """The rows for which the filter holds."""
-        return table.filter(self.filter)
+        """The rows for which the filter holds. Raises `InvalidInput` where it cannot be computed."""
+        try:
+            return table.filter(self.filter)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            raise InvalidInput(f'--where "{self.text}" does not fit the columns: {error}') from None
 
     def _expression(self, node: ast.AST) -> Any:
         match node:

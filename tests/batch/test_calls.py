@@ -83,7 +83,8 @@ def test_no_more_faults_are_listed_than_somebody_reads(write):
 
 
 @pytest.mark.parametrize(
-    ("first", "model"), [(line("a"), "m"), (b"\n \n" + line("a"), "m"), (b"{}", ""), (b"\xff", ""), (b"", "")]
+    ("first", "model"),
+    [(line("a"), "m"), (b"\n \n" + line("a"), "m"), (b"{}", ""), (b"\xff", ""), (b"", ""), (b"[" * 9999, "")],
 )
 def test_the_first_call_tells_the_model(tmp_path, first, model):
     (tmp_path / "in").write_bytes(first)

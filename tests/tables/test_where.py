@@ -44,6 +44,14 @@ def test_what_is_no_filter_is_refused_and_never_executed(text):
         Where(text)
 
 
+def test_a_filter_that_some_row_does_not_bear_is_named():
+    table = pa.table({"a": pa.array([4, 2]), "b": pa.array([2, 0])})
+    where = Where("a / b > 1")
+    where.check(table.schema)
+    with pytest.raises(InvalidInput, match='--where "a / b > 1" does not fit the columns: divide by zero'):
+        where.apply(table)
+
+
 COMPARISONS = st.tuples(st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), st.integers(-3, 3))
 
 
