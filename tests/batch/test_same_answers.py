@@ -47,19 +47,7 @@ DEMO = {
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", DEMO)
 def test_a_job_and_the_server_give_the_same_answers(world, name):
-    make, config, column, rows_of = DEMO[name]
-    try:
-        model = make(world.folder / "files")
-    except demo_models.ModelMissing as error:
-        pytest.skip(str(error))
-    extra = world.folder / "extra.toml"
-    extra.write_text(config)
-    make_package(model, world.folder / "package", True, "", None, extra if config else None, lambda line: None)
-    world.store.add(name, world.folder / "package")
-    settings = world.folder / "foretell.toml"  # of both: another number of threads would be another order of sums
-    settings.write_text(f"[server]\ntrust_code = true\n[models.{name}.replicas]\ncount = 1\nthreads = 1\n")
-    world.config = load_config(settings)
-    values = rows_of(world.folder)
+    settings, column, values = prepared(world, name)
     source = world.table("in.parquet", id=np.arange(len(values)), **{column: values})
 
     world.batch(name, source, batch_rows=len(values))
@@ -74,6 +62,25 @@ def test_a_job_and_the_server_give_the_same_answers(world, name):
             np.testing.assert_allclose(near, answers, atol=TOLERANCE)
         else:
             np.testing.assert_array_equal(near, answers)
+
+
+def prepared(world, name: str) -> tuple[Path, str, list]:
+    """Adds the model. One settings file for all modes (another number of threads would be another order of sums), the
+    input, and rows of it.
+    """
+    make, config, column, rows_of = DEMO[name]
+    try:
+        model = make(world.folder / "files")
+    except demo_models.ModelMissing as error:
+        pytest.skip(str(error))
+    extra = world.folder / "extra.toml"
+    extra.write_text(config)
+    make_package(model, world.folder / "package", True, "", None, extra if config else None, lambda line: None)
+    world.store.add(name, world.folder / "package")
+    settings = world.folder / "foretell.toml"
+    settings.write_text(f"[server]\ntrust_code = true\n[models.{name}.replicas]\ncount = 1\nthreads = 1\n")
+    world.config = load_config(settings)
+    return settings, column, rows_of(world.folder)
 
 
 def asked(world, settings: Path, name: str, column: str, values) -> dict[str, np.ndarray]:

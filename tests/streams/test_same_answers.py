@@ -7,10 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from examples import demo_models
 from foretell.app.streams import Reads, Route, StreamService, StreamSpec
-from foretell.cli.importing import make_package
-from tests.batch.test_same_answers import DEMO, asked, matrix
+from tests.batch.test_same_answers import DEMO, asked, matrix, prepared
 from tests.streams.conftest import lines
 
 
@@ -33,21 +31,10 @@ def streamed(world, name: str, column: str, values: list) -> list[dict]:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", DEMO)
 def test_a_stream_a_job_and_the_server_give_the_same_answers(world, name):
-    make, config, column, rows_of = DEMO[name]
-    try:
-        model = make(world.folder / "files")
-    except demo_models.ModelMissing as error:
-        pytest.skip(str(error))
-    extra = world.folder / "extra.toml"
-    extra.write_text(config)
-    make_package(model, world.folder / "package", True, "", None, extra if config else None, lambda line: None)
-    world.store.add(name, world.folder / "package")
-    world.single(name)
-    values = rows_of(world.folder)
-
+    settings, column, values = prepared(world, name)
     answers = streamed(world, name, column, values)
     world.batch(name, world.table("in.parquet", id=np.arange(len(values)), **{column: values}), batch_rows=len(values))
-    job, online = world.rows(), asked(world, name, column, values)
+    job, online = world.rows(), asked(world, settings, name, column, values)
     assert len(answers) == len(values)
     for output, expected in online.items():
         found = [answer[output] for answer in answers]
