@@ -112,14 +112,16 @@ class BatchService:
             await crew.close()
 
     def _spec(self, reference: Reference, digest: str) -> DeploymentSpec:
-        """As it is served, but nothing is refused for want of room, cached or timed out."""
+        """As it is served, but nothing is refused for want of room, cached or timed out. Rows come as batches already:
+        replicas need not warm up, and keep memory, for larger ones.
+        """
         info = self._store.resolve(reference)
         package = self._store.fetch(info)
         if info.digest != digest:
             raise PackageError(f"{info} is another package than the one that the job began with; start a new job")
         generation = with_draft(generation_settings(info.name, package, self._config), self._store)
         spec = deployment_spec(info.name, str(info.number), package, self._config, generation)
-        batching = msgspec.structs.replace(spec.batching, max_queue_rows=_NO_LIMIT, timeout_ms=0.0)
+        batching = msgspec.structs.replace(spec.batching, max_batch_size=1, max_queue_rows=_NO_LIMIT, timeout_ms=0.0)
         return msgspec.structs.replace(spec, batching=batching, cache=CacheSettings())
 
     def _finish(self, run: JobRun, owner: str) -> Report:
