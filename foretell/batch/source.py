@@ -13,7 +13,7 @@ from foretell.batch.readers import open_input
 from foretell.batch.spec import Seen
 from foretell.core.errors import Conflict, InvalidInput
 
-LOOK_ROWS = 4096
+LOOK_ROWS = 8192
 LOOK_BYTES = 32 * 2**20
 """Rows that are looked at to see how large they are and how long they take: so many, or so many bytes of them."""
 SEARCH_BYTES = 256 * 2**20

@@ -6,6 +6,8 @@ import msgspec
 
 SIZES = (16, 64, 256, 1024, 4096)
 """Sizes of requests that are tried, while they pay."""
+TRIED = 10
+"""One row of so many is tried, at most, before a job begins."""
 GAIN = 0.95
 """A larger request pays where a row takes at most this share of what it took before."""
 LONGEST_S = 0.5
@@ -29,18 +31,26 @@ class Sizes(msgspec.Struct, frozen=True):
 def sizes(rows: int, row_bytes: float, most_bytes: int) -> Generator[int, float, int]:
     """Yields sizes to try and is sent the seconds that such a request took; returns the size to use.
 
-    `rows` there are to try with; a request stays below `most_bytes`.
+    About `rows` rows are tried in all; a request stays below `most_bytes`.
     """
-    fits = max(1, min(rows, int(most_bytes / max(row_bytes, 1.0))))
-    best, best_s = min(SIZES[0], fits), float("inf")
-    for size in SIZES:
+    fits = max(1, int(most_bytes / max(row_bytes, 1.0)))
+    best = min(SIZES[0], fits)
+    first = max(1, min(best, rows // 2))
+    left = rows - first
+    seconds = yield first
+    if seconds <= LONGEST_S:  # the first time memory was new
+        left -= first
+        seconds = yield first
+    best_s = seconds / first
+    for size in SIZES[1:]:
         size = min(size, fits)
+        if size <= best or size > left or seconds > LONGEST_S:
+            break
+        left -= size
         seconds = yield size
         if seconds / size > best_s * GAIN:
-            return best
+            break
         best, best_s = size, seconds / size
-        if size == fits or seconds > LONGEST_S:
-            return best
     return best
 
 
