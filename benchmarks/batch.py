@@ -35,7 +35,7 @@ from benchmarks.run import processor
 from benchmarks.stats import ratios, summarise
 
 BEGIN, END = "<!-- batch: begin -->", "<!-- batch: end -->"
-ROWS = {"digits": 1_000_000, "embedder": 3_000, "image": 400, "smollm2": 256}
+ROWS = {"digits": 1_000_000, "embedder": 3_000, "image": 1_600, "smollm2": 256}
 BATCHES = {"digits": (256, 1024, 4096), "embedder": (8, 16, 32), "image": (4, 8, 16)}
 OURS, CEILING = "foretell batch", "onnxruntime, rows in memory"
 LOOP, FRAMES, RAY = "pyarrow + onnxruntime", "pandas + onnxruntime", "Ray Data map_batches"
@@ -142,7 +142,7 @@ def main() -> None:
         f"`{' '.join(['python -m benchmarks.batch', *sys.argv[1:]])}` on {began:%Y-%m-%d %H:%M} UTC, {rounds} rounds;"
         f" {processor()}, {os.cpu_count()} cores. Parquet to Parquet.",
         "Rates count from the loaded model on; `wall` is the whole command, its start included; `peak` is what its",
-        "processes held together (pages that they share count for each; of Ray Data only the script's own process).",
+        "processes held together (of Ray Data the script's own process and its children).",
         "",
     ]
     with tempfile.TemporaryDirectory() as folder:

@@ -96,8 +96,8 @@ def watched(command: list[str], env: dict[str, str]) -> tuple[str, float, float]
 def _resident(pid: int) -> float:
     try:
         root = psutil.Process(pid)
-        return float(sum(process.memory_info().rss for process in [root, *root.children(recursive=True)]))
-    except psutil.NoSuchProcess:
+        return float(sum(process.memory_full_info().pss for process in [root, *root.children(recursive=True)]))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0.0
 
 
