@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foretell.core.columns import to_tensor
-from foretell.core.errors import InvalidInput, did_you_mean
+from foretell.core.errors import InvalidInput
 from foretell.core.tensor import Signature, Tensors
 from foretell.streams.answering import Answered, Reading, answered
 from foretell.streams.asking import Answers, Asker
+from foretell.streams.fit import ModelFit
 from foretell.streams.message import Change, Message, Partition, Record, Refusal
 from foretell.streams.protocol import Portion
 from foretell.streams.recurrent import Recurrent
@@ -25,7 +25,7 @@ from foretell.streams.watermark import Marks
 
 
 class Question(NamedTuple):
-    """Messages of one partition, their rows, and what the transform made of them if there is one."""
+    """Messages of one partition, and their rows; with a transform their events, and what it made of them."""
 
     partition: str
     messages: list[Message]
@@ -78,7 +78,7 @@ class Stateful:
         self._asker = asker
         self._reading = reading
         self._making = making
-        self._signature = signature
+        self._fit = ModelFit(signature, () if making.recurrent is None else making.recurrent.inputs)
         self._open_store = open_store
         self._told = told
         self._store: StateStore | None = None
@@ -127,14 +127,16 @@ class Stateful:
         self, partition: Partition, messages: list[Message], rows: list[Any], refused: list[Refusal]
     ) -> Question:
         messages, rows, times = self._timed(messages, rows, refused)
+        transform = self._making.transform
+        if transform is not None:
+            events, wrong = self._events(rows)
+            messages, rows, times = _without(wrong, messages, events, times, refused)
         marks = self._opened.advance(partition.name, times)
         question = Question(partition.name, messages, rows, times, marks, {})
-        transform = self._making.transform
         if transform is None or not messages:
             return question
-        events = [self._reading.form.event(row) for row in rows]
         keys = [message.key for message in messages]
-        features = transform.run(self._opened, partition.name, keys, times, marks, events)
+        features = transform.run(self._opened, partition.name, keys, times, marks, rows, self._fit)
         refused += [Refusal(messages[at], error.message) for at, error in features.failed.items()]
         self._told(len(features.late), len(features.ahead))
         kept = question if not features.failed else question.of(features.kept)
@@ -146,11 +148,19 @@ class Stateful:
         if not self._making.time:
             return messages, rows, np.fromiter((message.time for message in messages), np.int64, len(messages))
         times, wrong = event_times(self._clock_values(rows))
-        if not wrong:
-            return messages, rows, times
-        refused += [Refusal(messages[at], error.message) for at, error in wrong.items()]
-        good = [at for at in range(len(messages)) if at not in wrong]
-        return [messages[at] for at in good], [rows[at] for at in good], times[good]
+        return _without(wrong, messages, rows, times, refused)
+
+    def _events(self, rows: list[Any]) -> tuple[list[Any], dict[int, InvalidInput]]:
+        """Rows as a transform sees them, and what is wrong with those that are none (None) by their place."""
+        events: list[Any] = []
+        wrong: dict[int, InvalidInput] = {}
+        for row in rows:
+            try:
+                events.append(self._reading.form.event(row))
+            except InvalidInput as error:
+                wrong[len(events)] = error
+                events.append(None)
+        return events, wrong
 
     def _clock_values(self, rows: list[Any]) -> list[Any]:
         """None for an event without the field, which is no time."""
@@ -161,23 +171,20 @@ class Stateful:
             return [form.event(row).get(name) for row in rows]
 
     async def _at_once(self, questions: list[Question], refused: list[Refusal]) -> Answered:
-        """All partitions in one request; without those that were answered before."""
+        """All partitions in one request where their rows are alike; without those that were answered before."""
         fresh = [question for each in questions if (question := each.fresh()).messages]
-        if not fresh:
-            return Answered([], refused)
-        messages = [message for question in fresh for message in question.messages]
-        inputs = {name: np.concatenate([q.inputs[name] for q in fresh]) for name in fresh[0].inputs}
+        records = [record for alike in _alike(fresh) for record in await self._together(alike, refused)]
+        return Answered(records, refused)
+
+    async def _together(self, questions: list[Question], refused: list[Refusal]) -> list[Record]:
+        messages = [message for question in questions for message in question.messages]
+        inputs = {name: np.concatenate([q.inputs[name] for q in questions]) for name in questions[0].inputs}
         answers = await self._asker.ask(len(messages), lambda part: self._tensors(inputs, part))
-        return answered(messages, answers, refused, self._asker.batchable)
+        return answered(messages, answers, refused, self._asker.batchable).records
 
     def _tensors(self, made: Tensors, part: slice) -> Tensors:
-        """Rows of what a transform made, as the model wants them. Raises `InvalidInput`."""
-        specs = {spec.name: spec for spec in self._signature.inputs}
-        for name in made:
-            if name not in specs:
-                raise InvalidInput(f'the transform gives "{name}". {did_you_mean(name, specs)}')
-        batchable = self._asker.batchable
-        return {n: to_tensor(array[part] if batchable else array[part.start], specs[n]) for n, array in made.items()}
+        """Some rows of what a transform made; a single one is the whole request of a model that takes no rows."""
+        return {name: array[part if self._asker.batchable else part.start] for name, array in made.items()}
 
     async def _in_waves(self, question: Question, recurrent: Recurrent, refused: list[Refusal]) -> Answered:
         """One message of a key after the other; those of different keys together."""
@@ -207,6 +214,25 @@ class Stateful:
             response = piece.response
             response.outputs = recurrent.keep(store, wave.partition, *moments(part), response.outputs)
         return answers
+
+
+def _without(
+    wrong: Mapping[int, InvalidInput], messages: list[Message], rows: list[Any], times: Times, refused: list[Refusal]
+) -> tuple[list[Message], list[Any], Times]:
+    """Those that are not `wrong`; the others join `refused`."""
+    if not wrong:
+        return messages, rows, times
+    refused += [Refusal(messages[at], error.message) for at, error in wrong.items()]
+    good = [at for at in range(len(messages)) if at not in wrong]
+    return [messages[at] for at in good], [rows[at] for at in good], times[good]
+
+
+def _alike(questions: list[Question]) -> list[list[Question]]:
+    """Those together whose rows have one shape; a model may leave it open."""
+    groups: dict[tuple[tuple[int, ...], ...], list[Question]] = {}
+    for question in questions:
+        groups.setdefault(tuple(array.shape[1:] for array in question.inputs.values()), []).append(question)
+    return list(groups.values())
 
 
 def _partitions(found: Decoded) -> Iterator[tuple[Partition, list[Message], list[Any]]]:
