@@ -75,5 +75,5 @@ def is_package(path: Path) -> bool:
 
 def name_of(path: Path) -> str:
     """What a model is called whose file or folder is `path`."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # a link is called as it is called, not as what it leads to
     return check_name((path.name if path.is_dir() else path.stem).replace(" ", "-"))

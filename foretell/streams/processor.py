@@ -7,7 +7,7 @@ Answers leave in the order in which their messages were polled, so order is kept
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from foretell.core.errors import ForetellError, StateUnwritable, StreamError
@@ -290,10 +290,8 @@ class Processor:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not once it is to end."""
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            pass
 
 
 async def _unhurt(polling: Awaitable[T]) -> T:
