@@ -36,7 +36,7 @@ def to_tensor(value: Any, spec: TensorSpec) -> Tensor:
         array = np.asarray(value)
         if array.dtype == object:  # null among numbers is NaN; anything else there raises
             array = np.asarray(value, dtype=np.float64)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InvalidInput(f'input "{spec.name}" cannot be read as {spec.datatype}: {error}') from None
     return _convert(array, spec)
 

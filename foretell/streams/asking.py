@@ -17,6 +17,8 @@ PROTOCOL = "stream"
 """How these requests are called in observations."""
 BLAMED = (InvalidInput, ModelFailed, ReplicaCrashed)
 """Errors that a row can be the cause of."""
+ODD = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+"""What conversions raise for values that nobody thought of; one of them must not end the stream."""
 CHANCES = 3
 """How often a row is tried alone on which the model failed."""
 
@@ -73,8 +75,7 @@ class Asker:
         """Halves what fails until the row to blame is alone."""
         rows = part.stop - part.start
         try:
-            inputs = inputs_of(part)
-            self._signature.check(inputs)
+            inputs = self._inputs(part, inputs_of)
             response = await self._infer(inputs, rows)
         except BLAMED as error:
             if rows == 1:
@@ -86,6 +87,15 @@ class Asker:
         middle = (part.start + part.stop) // 2
         first = await self._ask(slice(part.start, middle), inputs_of, wrong)
         return first + await self._ask(slice(middle, part.stop), inputs_of, wrong)
+
+    def _inputs(self, part: slice, inputs_of: Callable[[slice], Tensors]) -> Tensors:
+        """Those of `part`, checked. Raises `InvalidInput`."""
+        try:
+            inputs = inputs_of(part)
+            self._signature.check(inputs)
+        except ODD as error:
+            raise InvalidInput(f"the event cannot be read ({type(error).__name__}: {error})") from error
+        return inputs
 
     async def _infer(self, inputs: Tensors, rows: int) -> Response:
         """What is the service's own fault is tried for ever, what may be the row's a few times, and that alone."""

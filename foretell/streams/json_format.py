@@ -33,7 +33,7 @@ class JsonFormat:
     def decode(self, value: bytes) -> Any:
         try:
             return self._decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(f"not the JSON that this stream expects: {error}") from None
 
     def column(self, rows: Sequence[Any], name: str) -> list[Any]:

@@ -319,8 +319,9 @@ def whole(fields: Mapping[bytes, bytes]) -> bytes:
     found: dict[str, Any] = {}
     for name, value in fields.items():
         try:
-            found[name.decode("utf-8", "replace")] = msgspec.json.decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            msgspec.json.decode(value)  # kept as it is written: not all that can be read can be written again
+            found[name.decode("utf-8", "replace")] = msgspec.Raw(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             found[name.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
     return msgspec.json.encode(found)
 

@@ -74,11 +74,25 @@ def test_every_message_is_answered_in_order(tmp_path):
     assert answers(tmp_path) == [2.0 * n for n in range(7)]
 
 
-@pytest.mark.parametrize("poison", ['{"x": "no"}', "{", '{"y": 1}', '{"x": [1, 2]}', '{"x": 1},{"x": 2}', "\ud800"])
+DEEP = "[" * 100_000 + "]" * 100_000
+POISON = {
+    "text": '{"x": "no"}',
+    "half": "{",
+    "no x": '{"y": 1}',
+    "list": '{"x": [1, 2]}',
+    "two": '{"x": 1},{"x": 2}',
+    "no text": "\ud800",
+    "nested": f'{{"x": {DEEP}}}',
+    "nested, in a field that nobody reads": f'{{"x": 1, "y": {DEEP}}}',
+    "huge": f'{{"x": 1{"0" * 400}}}',
+}
+
+
+@pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
 def test_a_poison_message_is_buried_with_its_reason_and_blocks_nobody(tmp_path, poison):
     lines = f'{{"x": 1}}\n{poison}\n{{"x": 3}}\n'
     (tmp_path / "in.jsonl").write_bytes(lines.encode("utf-8", "surrogatepass"))
-    process(tmp_path, most=10)
+    process(tmp_path, most=10, limit=10**6)
     assert answers(tmp_path) == [2.0, 6.0]
     (letter,) = dead(tmp_path)
     assert letter["reason"] and letter["position"] == "9"
@@ -206,3 +220,12 @@ def test_a_crash_after_any_step_breaks_no_promise(transactional, remembers, coun
         assert set(out) == set(wanted)
     else:
         assert out == wanted
+
+
+def test_inputs_that_fail_in_a_way_that_nobody_thought_of_blame_their_row_alone():
+    plane = FakePlane(FakeModel("double", SIGNATURE, double))
+    asker = Asker(plane, Reference("double"), SIGNATURE, Pace(8), Backoff(0.001, 0.001))
+    values = [1.0, {}, 3.0]
+    made = asyncio.run(asker.ask(3, lambda part: {"x": np.array([np.float32(value) for value in values[part]])}))
+    assert list(made.wrong) == [1]
+    assert "the event cannot be read (TypeError" in made.wrong[1]
