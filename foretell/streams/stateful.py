@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foretell.core.columns import to_tensor
-from foretell.core.errors import InvalidInput, did_you_mean
+from foretell.core.errors import InvalidInput
 from foretell.core.tensor import Signature, Tensors
 from foretell.streams.answering import Answered, Reading, answered
 from foretell.streams.asking import Answers, Asker
+from foretell.streams.fit import ModelFit
 from foretell.streams.message import Change, Message, Partition, Record, Refusal
 from foretell.streams.protocol import Portion
 from foretell.streams.recurrent import Recurrent
@@ -78,7 +78,7 @@ class Stateful:
         self._asker = asker
         self._reading = reading
         self._making = making
-        self._signature = signature
+        self._fit = ModelFit(signature, () if making.recurrent is None else making.recurrent.inputs)
         self._open_store = open_store
         self._told = told
         self._store: StateStore | None = None
@@ -134,7 +134,7 @@ class Stateful:
             return question
         events = [self._reading.form.event(row) for row in rows]
         keys = [message.key for message in messages]
-        features = transform.run(self._opened, partition.name, keys, times, marks, events)
+        features = transform.run(self._opened, partition.name, keys, times, marks, events, self._fit)
         refused += [Refusal(messages[at], error.message) for at, error in features.failed.items()]
         self._told(len(features.late), len(features.ahead))
         kept = question if not features.failed else question.of(features.kept)
@@ -161,23 +161,20 @@ class Stateful:
             return [form.event(row).get(name) for row in rows]
 
     async def _at_once(self, questions: list[Question], refused: list[Refusal]) -> Answered:
-        """All partitions in one request; without those that were answered before."""
+        """All partitions in one request where their rows are alike; without those that were answered before."""
         fresh = [question for each in questions if (question := each.fresh()).messages]
-        if not fresh:
-            return Answered([], refused)
-        messages = [message for question in fresh for message in question.messages]
-        inputs = {name: np.concatenate([q.inputs[name] for q in fresh]) for name in fresh[0].inputs}
+        records = [record for alike in _alike(fresh) for record in await self._together(alike, refused)]
+        return Answered(records, refused)
+
+    async def _together(self, questions: list[Question], refused: list[Refusal]) -> list[Record]:
+        messages = [message for question in questions for message in question.messages]
+        inputs = {name: np.concatenate([q.inputs[name] for q in questions]) for name in questions[0].inputs}
         answers = await self._asker.ask(len(messages), lambda part: self._tensors(inputs, part))
-        return answered(messages, answers, refused, self._asker.batchable)
+        return answered(messages, answers, refused, self._asker.batchable).records
 
     def _tensors(self, made: Tensors, part: slice) -> Tensors:
-        """Rows of what a transform made, as the model wants them. Raises `InvalidInput`."""
-        specs = {spec.name: spec for spec in self._signature.inputs}
-        for name in made:
-            if name not in specs:
-                raise InvalidInput(f'the transform gives "{name}". {did_you_mean(name, specs)}')
-        batchable = self._asker.batchable
-        return {n: to_tensor(array[part] if batchable else array[part.start], specs[n]) for n, array in made.items()}
+        """Some rows of what a transform made; a single one is the whole request of a model that takes no rows."""
+        return {name: array[part if self._asker.batchable else part.start] for name, array in made.items()}
 
     async def _in_waves(self, question: Question, recurrent: Recurrent, refused: list[Refusal]) -> Answered:
         """One message of a key after the other; those of different keys together."""
@@ -207,6 +204,14 @@ class Stateful:
             response = piece.response
             response.outputs = recurrent.keep(store, wave.partition, *moments(part), response.outputs)
         return answers
+
+
+def _alike(questions: list[Question]) -> list[list[Question]]:
+    """Those together whose rows have one shape; a model may leave it open."""
+    groups: dict[tuple[tuple[int, ...], ...], list[Question]] = {}
+    for question in questions:
+        groups.setdefault(tuple(array.shape[1:] for array in question.inputs.values()), []).append(question)
+    return list(groups.values())
 
 
 def _partitions(found: Decoded) -> Iterator[tuple[Partition, list[Message], list[Any]]]:

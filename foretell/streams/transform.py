@@ -22,9 +22,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from foretell.core.errors import ConfigError, ForetellError, ModelFailed, StateError
+from foretell.core.errors import ConfigError, ForetellError, InvalidInput, ModelFailed, StateError
 from foretell.core.tensor import Tensor, Tensors
 from foretell.runtimes.trust import load_file
+from foretell.streams.fit import Fit, as_made
 from foretell.streams.keyed import Batch, BatchState, Events, EventState
 from foretell.streams.memory import TENSORS, VALUES, Memories
 from foretell.streams.state import StateStore
@@ -92,8 +93,10 @@ class Transform:
         times: Times,
         marks: Marks,
         events: Sequence[Mapping[str, Any]],
+        fit: Fit = as_made,
     ) -> Features:
-        """Put a micro-batch of one partition through the function, in its order. `marks` are `store.advance`'s.
+        """Put a micro-batch of one partition through the function, in its order. `marks` are `store.advance`'s. What
+        does not `fit` has failed.
 
         Raises `StateError` if the file cannot be read; then open the store anew and go on from its positions.
         """
@@ -101,7 +104,7 @@ class Transform:
         batch = Batch(store, self._names, partition, list(keys), times, marks)
         if self._many is not None:
             try:
-                inputs = self._run_many(batch, events)
+                inputs = self._run_many(batch, events, fit)
                 store.keep()
                 return Features(inputs, list(range(len(events))), {}, sorted(batch.late), batch.ahead)
             except ModelFailed:
@@ -111,7 +114,7 @@ class Transform:
         failed: dict[int, ForetellError] = {}
         for at, event in enumerate(events):
             try:
-                rows.add(self._run_one(batch, at, event))
+                rows.add(self._run_one(batch, at, event, fit))
                 store.keep()
             except ModelFailed as error:
                 store.undo()
@@ -119,60 +122,50 @@ class Transform:
         kept = [at for at in range(len(events)) if at not in failed]
         return Features(rows.tensors(), kept, failed, sorted(batch.late), batch.ahead)
 
-    def _run_many(self, batch: Batch, events: Sequence[Mapping[str, Any]]) -> Tensors:
-        made = self._call(Events(events), BatchState(batch))
-        inputs = {str(name): np.asarray(value) for name, value in made.items()}
-        for name, array in inputs.items():
-            if not array.ndim or len(array) != len(events):
-                shape = list(array.shape)
-                raise ModelFailed(f'{self._where} returned "{name}" of shape {shape} for {len(events)} events')
+    def _run_many(self, batch: Batch, events: Sequence[Mapping[str, Any]], fit: Fit) -> Tensors:
+        return self._call(Events(events), BatchState(batch), lambda made: fit(made, len(events)))
+
+    def _run_one(self, batch: Batch, at: int, event: Mapping[str, Any], fit: Fit) -> Tensors:
+        if self._many is None:
+            return self._call(event, EventState(batch, at), lambda made: fit({n: [v] for n, v in made.items()}, 1))
+        alone = batch.only(at)
+        inputs = self._run_many(alone, [event], fit)
+        batch.late.update({at} if alone.late else ())
         return inputs
 
-    def _run_one(self, batch: Batch, at: int, event: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._many is None:
-            return self._call(event, EventState(batch, at))
-        alone = batch.only(at)
-        inputs = self._run_many(alone, [event])
-        batch.late.update({at} if alone.late else ())
-        return {name: array[0] for name, array in inputs.items()}
-
-    def _call(self, given: Any, state: Any) -> Mapping[str, Any]:
+    def _call(self, given: Any, state: Any, fitted: Callable[[dict[str, Any]], Tensors]) -> Tensors:
         try:
             made = self._function(given, state)
+            if not isinstance(made, Mapping):
+                raise InvalidInput(f"returned {type(made).__name__}, expected a dict of the model's inputs")
+            return fitted({str(name): value for name, value in made.items()})
         except StateError:
             raise
         except ForetellError as error:
             raise ModelFailed(f"{self._where}: {error.message}") from error
         except Exception as error:
             raise ModelFailed(f"{self._where} raised {type(error).__name__}: {error}") from error
-        if not isinstance(made, Mapping):
-            raise ModelFailed(f"{self._where} returned {type(made).__name__}, expected a dict of the model's inputs")
-        return made
 
 
 class _Rows:
-    """Inputs of one event after the other; all must look like the first."""
+    """Inputs of one event after the other; where a model leaves a shape open, all must look like the first."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._columns: dict[str, list[Tensor]] = {}
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        try:
-            arrays = {str(name): np.asarray(value) for name, value in row.items()}
-        except ValueError as error:
-            raise ModelFailed(f"{self._where} returned what is no array: {error}") from None
-        shapes = {name: array.shape for name, array in arrays.items()}
+    def add(self, row: Tensors) -> None:
+        shapes = {name: array.shape[1:] for name, array in row.items()}
         if self._shapes is None:
             self._shapes = shapes
         if shapes != self._shapes:
             raise ModelFailed(f"{self._where} returned {_told(shapes)}, for other events {_told(self._shapes)}")
-        for name, array in arrays.items():
+        for name, array in row.items():
             self._columns.setdefault(name, []).append(array)
 
     def tensors(self) -> Tensors:
-        return {name: np.stack(column) for name, column in self._columns.items()}
+        return {name: np.concatenate(column) for name, column in self._columns.items()}
 
 
 def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
