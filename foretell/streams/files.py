@@ -186,8 +186,9 @@ class FileSink:
         return []
 
     async def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
     def _append(self, data: bytes) -> None:
         before = os.fstat(self._file).st_size

@@ -7,6 +7,7 @@ Answers leave in the order in which their messages were polled, so order is kept
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
 from foretell.core.errors import ForetellError, StateUnwritable, StreamError
@@ -71,6 +72,7 @@ class Processor:
         self._changed = asyncio.Condition()
         self._committing = False
         self._over = False
+        self._advanced = False
         self._moves: Moves | None = None
 
     @property
@@ -85,30 +87,35 @@ class Processor:
 
     async def run(self) -> None:
         """Until the source ends or `stop`. Raises what no retry helps against; nothing is committed then."""
-        for wait_s in self._backoff.waits():
+        waits = self._backoff.waits()
+        while True:
+            self._advanced = False
             try:
                 await self._once()
                 return
-            except StreamReset as error:
+            except (StreamReset, StateUnwritable) as error:
                 if self._stopping.is_set():
-                    return
+                    if isinstance(error, StreamReset):
+                        return
+                    raise
+                if self._advanced:
+                    waits = self._backoff.waits()
                 self._progress.fault(error.message)
-                await self._pause(wait_s)
+                await self._pause(next(waits))
 
     async def _once(self) -> None:
         """Open the ends, go on until the end, close them."""
-        try:
+        async with AsyncExitStack() as closing:  # the source first, and all even if one cannot be closed
+            if self._state is not None:
+                closing.callback(self._state.close)
+            for end in (self._dead, self._sink, self._source):
+                closing.push_async_callback(end.close)
             answered = await self._insist(self._sink.open)
             await self._insist(self._dead.open)
             resume = self._recall(answered)
             await self._insist(lambda: self._source.open(resume))
             self._progress.opened()
             await self._go()
-        finally:
-            for end in (self._source, self._sink, self._dead):
-                await end.close()
-            if self._state is not None:
-                self._state.close()
 
     async def _go(self) -> None:
         """Feed and settle, until both have ended or one has failed."""
@@ -220,6 +227,7 @@ class Processor:
                 await self._insist(lambda: self._source.commit(messages))
             elif self._state is not None:
                 await self._keep(self._state, positions(messages))
+        self._advanced = True
         self._progress.done(records, self._source.lag())
 
     async def _publish(self, records: list[Record]) -> None:

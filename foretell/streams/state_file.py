@@ -51,8 +51,10 @@ class StateFile:
         if reset:
             _move_aside(path)
         file = cls(path, None)  # type: ignore[arg-type]
-        with file._named_errors():
+        try:
             file._connection = sqlite3.connect(path, timeout=0.2, isolation_level=None, check_same_thread=False)
+        except sqlite3.OperationalError as error:
+            raise ConfigError(f"cannot open the state {path}: {error}; name a file that can be written") from None
         try:
             with file._named_errors():
                 file._prepare(version, fsync)

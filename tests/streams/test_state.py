@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretell.core.errors import StateError
+from foretell.core.errors import ConfigError, StateError
 from foretell.streams import table as table_module
 from foretell.streams.watermark import NEVER
 from tests.streams.state_world import BATCH, WINDOWS, event, feed, load, opened, plainly, same
@@ -224,6 +224,12 @@ def test_a_full_disk_loses_nothing(tmp_path, transform):
     assert store.positions() == {"t/0": "400"}
     assert store.get("t/0", "spend", b"399") is not None
     assert same(rows, list(plainly(transform, events)))
+
+
+def test_a_state_that_cannot_be_a_file_is_said_at_once(tmp_path, transform):
+    (tmp_path / "state.db").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot open the state .*state\.db: .*; name a file that can be written"):
+        opened(tmp_path, transform)
 
 
 def filled(folder: Path, transform) -> Path:
