@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from foretell.core.errors import ConfigError, InvalidInput, did_you_mean
 
@@ -46,10 +48,38 @@ class ProtobufFormat:
         return list(map(list, values)) if name in self._repeated else list(values)
 
     def event(self, row: Any) -> Mapping[str, Any]:
-        fields: Mapping[str, Any] = json_format.MessageToDict(
-            row, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
-        return fields
+        return _fields(row)
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    """Values as they are in columns; what is not set has its default, or is left out where the schema tells that."""
+    return {
+        field.name: _plain(field, getattr(message, field.name))
+        for field in message.DESCRIPTOR.fields
+        if not field.has_presence or message.HasField(field.name)
+    }
+
+
+def _plain(field: FieldDescriptor, value: Any) -> Any:
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        of = kind.fields_by_name["value"]
+        return {key: _one(of, each) for key, each in value.items()}
+    return [_one(field, each) for each in value] if field.is_repeated else _one(field, value)
+
+
+def _one(field: FieldDescriptor, value: Any) -> Any:
+    kind = field.message_type
+    if kind is None:
+        return value
+    if kind.file.name == "google/protobuf/wrappers.proto":
+        return value.value
+    if kind.file.package != "google.protobuf":
+        return _fields(value)
+    try:
+        return json_format.MessageToDict(value)  # a Timestamp is ISO 8601, a Struct a dict
+    except Exception as error:  # what is out of range, or of a type that nobody described
+        raise InvalidInput(f'field "{field.name}" is no {kind.name}: {error}') from None
 
 
 def _descriptors(schema: Path) -> descriptor_pb2.FileDescriptorSet:

@@ -25,7 +25,7 @@ from foretell.streams.watermark import Marks
 
 
 class Question(NamedTuple):
-    """Messages of one partition, their rows, and what the transform made of them if there is one."""
+    """Messages of one partition, and their rows; with a transform their events, and what it made of them."""
 
     partition: str
     messages: list[Message]
@@ -127,14 +127,16 @@ class Stateful:
         self, partition: Partition, messages: list[Message], rows: list[Any], refused: list[Refusal]
     ) -> Question:
         messages, rows, times = self._timed(messages, rows, refused)
+        transform = self._making.transform
+        if transform is not None:
+            events, wrong = self._events(rows)
+            messages, rows, times = _without(wrong, messages, events, times, refused)
         marks = self._opened.advance(partition.name, times)
         question = Question(partition.name, messages, rows, times, marks, {})
-        transform = self._making.transform
         if transform is None or not messages:
             return question
-        events = [self._reading.form.event(row) for row in rows]
         keys = [message.key for message in messages]
-        features = transform.run(self._opened, partition.name, keys, times, marks, events, self._fit)
+        features = transform.run(self._opened, partition.name, keys, times, marks, rows, self._fit)
         refused += [Refusal(messages[at], error.message) for at, error in features.failed.items()]
         self._told(len(features.late), len(features.ahead))
         kept = question if not features.failed else question.of(features.kept)
@@ -146,11 +148,19 @@ class Stateful:
         if not self._making.time:
             return messages, rows, np.fromiter((message.time for message in messages), np.int64, len(messages))
         times, wrong = event_times(self._clock_values(rows))
-        if not wrong:
-            return messages, rows, times
-        refused += [Refusal(messages[at], error.message) for at, error in wrong.items()]
-        good = [at for at in range(len(messages)) if at not in wrong]
-        return [messages[at] for at in good], [rows[at] for at in good], times[good]
+        return _without(wrong, messages, rows, times, refused)
+
+    def _events(self, rows: list[Any]) -> tuple[list[Any], dict[int, InvalidInput]]:
+        """Rows as a transform sees them, and what is wrong with those that are none (None) by their place."""
+        events: list[Any] = []
+        wrong: dict[int, InvalidInput] = {}
+        for row in rows:
+            try:
+                events.append(self._reading.form.event(row))
+            except InvalidInput as error:
+                wrong[len(events)] = error
+                events.append(None)
+        return events, wrong
 
     def _clock_values(self, rows: list[Any]) -> list[Any]:
         """None for an event without the field, which is no time."""
@@ -204,6 +214,17 @@ class Stateful:
             response = piece.response
             response.outputs = recurrent.keep(store, wave.partition, *moments(part), response.outputs)
         return answers
+
+
+def _without(
+    wrong: Mapping[int, InvalidInput], messages: list[Message], rows: list[Any], times: Times, refused: list[Refusal]
+) -> tuple[list[Message], list[Any], Times]:
+    """Those that are not `wrong`; the others join `refused`."""
+    if not wrong:
+        return messages, rows, times
+    refused += [Refusal(messages[at], error.message) for at, error in wrong.items()]
+    good = [at for at in range(len(messages)) if at not in wrong]
+    return [messages[at] for at in good], [rows[at] for at in good], times[good]
 
 
 def _alike(questions: list[Question]) -> list[list[Question]]:

@@ -20,7 +20,9 @@ from foretell.streams.formats import open_format
 from foretell.streams.message import Message, Partition
 from foretell.streams.pace import Pace
 from foretell.streams.rows import Columns
+from foretell.streams.stateful import Making, Stateful
 from foretell.testing import FakeModel, FakePlane
+from tests.streams.state_world import load, opened
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
 SCHEMA = {
@@ -166,6 +168,65 @@ def test_repeated_fields_and_whole_events_of_protobuf_are_read(tmp_path, shop_ev
     row = form.decode(shop_event(x=1.5, k="a", list=[1, 2]).SerializeToString())
     assert form.column([row], "list") == [[1.0, 2.0]]
     assert form.event(row) == {"x": 1.5, "k": "a", "list": [1.0, 2.0]}
+
+
+WHOLE = """syntax = "proto3";
+import "google/protobuf/struct.proto";
+import "google/protobuf/timestamp.proto";
+import "google/protobuf/wrappers.proto";
+message Part { int64 n = 1; }
+message Event {
+  enum Kind { NONE = 0; CARD = 1; }
+  int64 id = 1; bytes raw = 2; Kind kind = 3; double x = 4; repeated uint64 many = 5; map<string, int64> named = 6;
+  Part part = 7; repeated Part parts = 8; map<string, Part> by_name = 9; optional int32 maybe = 10;
+  google.protobuf.Timestamp at = 11; google.protobuf.Int64Value boxed = 12; google.protobuf.Struct free = 13;
+}
+"""
+
+
+@pytest.fixture
+def whole_event(tmp_path):
+    """The format, and the class of its messages."""
+    described(WHOLE, tmp_path)
+    form = open_format("protobuf", str(tmp_path / "event.proto#Event"), ())
+    return form, type(form.decode(b""))
+
+
+def test_a_whole_event_of_protobuf_has_its_values_as_they_are(whole_event):
+    form, event = whole_event
+    made = event(id=2**60, raw=b"\xff", kind=1, x=float("inf"), many=[2**63], named={"a": 2**40}, maybe=0)
+    made.part.n = made.by_name["b"].n = 2**50
+    made.parts.add().n = 7
+    made.at.FromJsonString("2026-01-02T03:04:05Z")
+    made.boxed.value = 2**55
+    made.free.update({"deep": [1, "two"]})
+    assert form.event(form.decode(made.SerializeToString())) == {
+        "id": 2**60, "raw": b"\xff", "kind": 1, "x": float("inf"), "many": [2**63], "named": {"a": 2**40}, "maybe": 0,
+        "part": {"n": 2**50}, "parts": [{"n": 7}], "by_name": {"b": {"n": 2**50}},
+        "at": "2026-01-02T03:04:05Z", "boxed": 2**55, "free": {"deep": [1.0, "two"]},
+    }  # fmt: skip
+    nothing = {"id": 0, "raw": b"", "kind": 0, "x": 0.0, "many": [], "named": {}, "parts": [], "by_name": {}}
+    assert form.event(form.decode(b"")) == nothing
+
+
+def test_an_event_of_protobuf_with_a_time_that_is_none_is_refused_alone(tmp_path, whole_event):
+    form, event = whole_event
+    good, wrong = event(x=1.0), event(x=2.0)
+    wrong.at.seconds = 2**60
+    transform = load(tmp_path, "def transform(event, state): return {'x': event['x']}")
+    asker = Asker(FakePlane(FakeModel("m", SIGNATURE, double)), Reference("m"), SIGNATURE, Pace())
+    making = Making(transform, None)
+    stateful = Stateful(asker, Reading(form), making, SIGNATURE, lambda: opened(tmp_path, transform))
+    stateful.open()
+    values = [each.SerializeToString() for each in (wrong, good)]
+    partition = Partition("t/0")
+    messages = [Message(v, b"k", partition, str(n), str(n + 1), 0) for n, v in enumerate(values)]
+    made = asyncio.run(stateful.answer(messages))
+    stateful.close()
+    assert [json.loads(each.value)["outputs"]["y"] for each in made.records] == [2.0]
+    assert [(each.message.position, 'field "at" is no Timestamp' in each.reason) for each in made.refused] == [
+        ("0", True)
+    ]
 
 
 def test_a_protobuf_schema_that_does_not_say_which_message_is_refused(tmp_path):
