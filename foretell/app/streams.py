@@ -196,6 +196,7 @@ def _store_opener(keeps: Keeps, transform: Transform | None, recurrent: Recurren
     reset = [keeps.reset]  # once: what the stream wrote since must survive that its ends are opened anew
 
     def open_store() -> StateStore:
-        return StateStore.open(keeps.file, version, kinds, rule, keeps.cache_bytes, reset.pop() if reset else False)
+        first = reset.pop() if reset else False
+        return StateStore.open(keeps.file, version, kinds, rule, keeps.cache_bytes, first, anew=keeps.reset)
 
     return open_store

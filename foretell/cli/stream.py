@@ -15,7 +15,7 @@ from foretell.app.streams import Keeps, Reads, Route, StreamService, StreamSpec
 from foretell.cli.options import DatabaseUrl, StoreUrl, TrustCode
 from foretell.cli.signals import on_interrupt
 from foretell.cli.stream_view import View, serve_metrics, told
-from foretell.cli.stream_workers import Workers, report_to
+from foretell.cli.stream_workers import RESET, Workers, report_channel, report_to
 from foretell.store.store import Store
 from foretell.streams.answering import MOST_BYTES
 from foretell.streams.formats import FormatName
@@ -58,7 +58,7 @@ StateFile = Annotated[
 StateCache = Annotated[
     int, typer.Option(min=1, metavar="MIB", help="Memory for the state of keys in use; more keys wait for the disk.")
 ]
-Reset = Annotated[bool, typer.Option("--reset-state", help="Begin with empty state; the old file is moved aside.")]
+Reset = Annotated[bool, typer.Option(RESET, help="Begin with empty state; the old file is moved aside.")]
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes that share the source.")]
 Worker = Annotated[int, typer.Option("--worker", hidden=True, help="Which of them this process is.")]
 Metrics = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where Prometheus finds /metrics.", show_default="no")]
@@ -127,7 +127,7 @@ async def _run_one(config: Config, store: Store, spec: StreamSpec, worker: int, 
     read = service.progress.counts
     with on_interrupt(_in_order(service.stop)):
         if worker >= 0:
-            async with report_to(sys.stdout, read):
+            async with report_to(report_channel(), read):
                 await service.run()
             return
         with serve_metrics(metrics, read, spec.model):

@@ -19,13 +19,14 @@ from foretell.streams.progress import Counts, together
 from foretell.streams.retry import Backoff
 
 EVERY_S = 0.25
+RESET = "--reset-state"
 
 
 class Workers:
     """`arguments`: those of this process, which every worker gets."""
 
     def __init__(self, count: int, arguments: Sequence[str], backoff: Backoff | None = None) -> None:
-        self._command = [sys.executable, "-m", "foretell", *arguments, "--workers", "1", "--metrics", ""]
+        self._arguments = [*arguments, "--workers", "1", "--metrics", ""]
         self._backoff = backoff or Backoff(0.5, 10.0)
         self._now = [Counts()] * count
         self._gone: list[Counts] = []
@@ -55,8 +56,10 @@ class Workers:
 
     async def _keep(self, number: int) -> bool:
         """Run one worker, again whenever it dies. Whether it refused."""
+        arguments = self._arguments
         for wait_s in self._backoff.waits():
-            code = await self._once(number)
+            code = await self._once(number, arguments)
+            arguments = [each for each in arguments if each != RESET]  # what it wrote since is to stay
             if code >= 0 or self._stopping.is_set():
                 if code > 0:
                     self.stop()
@@ -69,11 +72,10 @@ class Workers:
                 return False
         raise AssertionError("waits() never ends")
 
-    async def _once(self, number: int) -> int:
+    async def _once(self, number: int, arguments: Sequence[str]) -> int:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the workers in order.
-        process = await asyncio.create_subprocess_exec(
-            *self._command, "--worker", str(number), stdout=asyncio.subprocess.PIPE, start_new_session=True
-        )
+        command = [sys.executable, "-m", "foretell", *arguments, "--worker", str(number)]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, start_new_session=True)
         self._running[number] = process
         share_cores(process.pid, number, len(self._now))
         if self._stopping.is_set():
@@ -95,6 +97,16 @@ def share_cores(pid: int, number: int, count: int) -> None:
     mine = cores[number % len(cores) :: count]
     with contextlib.suppress(psutil.Error, OSError):
         process.cpu_affinity(mine)
+
+
+def report_channel() -> TextIO:
+    """Standard output, for reports alone from now on: what is printed in this process and its children goes to standard
+    error.
+    """
+    sys.stdout.flush()
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return out
 
 
 @contextlib.asynccontextmanager

@@ -50,7 +50,6 @@ class StateStore:
     ) -> None:
         self._file = file
         self._version = version
-        self._anew = anew
         self._kinds = dict(kinds)
         self._rule = rule
         self._cache_bytes = cache_bytes
@@ -61,6 +60,7 @@ class StateStore:
         self._stale: dict[str, list[bytes]] = {}
         for name, clock in file.read("SELECT name, clock FROM partitions WHERE clock IS NOT NULL"):
             self._clocks[name] = msgspec.msgpack.decode(clock, type=Clock)
+        self._anew = anew and not self.positions()
 
     @classmethod
     def open(
@@ -72,16 +72,18 @@ class StateStore:
         cache_bytes: int = CACHE_BYTES,
         reset: bool = False,
         fsync: bool = False,
+        anew: bool = False,
     ) -> "StateStore":
         """Open the file, or make it. `version` is the digest of what makes the state (`Transform.version`), `kinds`
         says what is kept under each name, `rule` how event time advances.
 
         A killed process loses nothing that was committed. Power that fails may lose the last commits as a whole, state
-        and position together, unless `fsync`. `reset` moves an old file aside. Raises `StateError` if the file is
+        and position together, unless `fsync`. `reset` moves an old file aside; with it, or when it is opened
+        `anew` after that, no change-log counts before the first commit. Raises `StateError` if the file is
         damaged, in use or of another version.
         """
         file = StateFile.open(Path(path), version, reset, fsync)
-        return cls(file, version, kinds, rule or Watermark(), cache_bytes, reset)
+        return cls(file, version, kinds, rule or Watermark(), cache_bytes, reset or anew)
 
     def table(self, partition: str, name: str) -> Table:
         """The entries under `name` in a partition."""
@@ -173,6 +175,7 @@ class StateStore:
             connection.executemany(_SET_POSITION, positions.items())
             connection.executemany(_SET_CLOCK, self._clock_rows())
         self._moved = {}
+        self._anew = self._anew and not positions
         for partition in positions:
             self._stale.pop(partition, None)
         for at, plan in plans.items():
@@ -210,7 +213,8 @@ class StateStore:
         that is. None: nothing is known of it. Only when nothing waits for a commit. Where the log has to be waited for
         (an empty portion), the position `enough` is the end.
 
-        What another version wrote, or anything after a reset, is left out; the next `changes` take it back.
+        What another version wrote, or after a reset anything until the first commit, is left out; the next `changes`
+        take it back.
         """
         self.drop(partition)
         position: str | None = None
