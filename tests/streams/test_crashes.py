@@ -28,6 +28,7 @@ from tests.streams.memory_ends import (
     MemoryLetters,
     MemorySink,
     MemorySource,
+    MemoryTransactions,
     Summing,
 )
 from tests.streams.state_world import load, opened
@@ -43,12 +44,55 @@ def reset():
     return StreamReset("the ends are gone")
 
 
+def process(broker, transactional, remembers, stateful) -> Guarantee:
+    sink = MemoryTransactions(broker, remembers) if transactional else MemorySink(broker, remembers)
+    return run(broker, Summing(broker) if stateful else Doubling(), sink)
+
+
 def run(broker, answerer, sink=None, source=None, waits=Backoff(0.0, 0.0)) -> Guarantee:
     ends = Ends(source or MemorySource(broker), sink or MemorySink(broker, True), MemoryLetters(broker, False))
     memory = answerer if isinstance(answerer, Summing) else None
     processor = Processor(ends, answerer, Pace(3), Progress(), memory, waits)
     asyncio.run(processor.run())
     return processor.guarantee
+
+
+@pytest.mark.parametrize("fault", [Crash, reset], ids=["crash", "reset"])
+@pytest.mark.parametrize("stateful", [False, True], ids=["stateless", "stateful"])
+@pytest.mark.parametrize(
+    ("transactional", "remembers", "promised"),
+    [(True, False, "exactly once"), (False, True, "effectively once"), (False, False, "at least once")],
+    ids=["exactly once", "effectively once", "at least once"],
+)
+def test_a_fault_after_any_step_breaks_no_promise(transactional, remembers, promised, stateful, fault):
+    undisturbed = Broker(COUNTS)
+    assert process(undisturbed, transactional, remembers, stateful) == promised
+    repeated = False
+    for first in range(1, undisturbed.steps + 1):
+        for later in (0, 1, 4, 9):
+            broker = Broker(COUNTS, {first, first + later}, fault)
+            for _ in range(3):
+                try:
+                    process(broker, transactional, remembers, stateful)
+                    break
+                except Crash:
+                    pass
+            else:
+                raise AssertionError("it died without a reason")
+            assert broker.buried == undisturbed.buried
+            if not remembers:  # else the sink may know what the source does not, and nothing comes again to commit
+                assert broker.committed == undisturbed.committed
+            assert (broker.sums, broker.positions) == (undisturbed.sums, undisturbed.positions)
+            for name in COUNTS:
+                found, wanted = broker.answers(name), undisturbed.answers(name)
+                repeated |= found != wanted
+                if promised == "at least once":
+                    assert list(dict.fromkeys(found)) == wanted, (
+                        "none lost, in order, and the same when they come again"
+                    )
+                else:
+                    assert found == wanted
+    assert repeated == (promised == "at least once"), "the faults are felt"
 
 
 @pytest.mark.parametrize("where", ["open", "answer"])

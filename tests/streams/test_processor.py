@@ -1,12 +1,10 @@
-"""The loop over real files and a fake model: every message answered or buried, and a crash after any step."""
+"""The loop over real files and a fake model: every message answered or buried; test_crashes.py has all the faults."""
 
 import asyncio
 import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from foretell.core.column_map import ColumnMap
 from foretell.core.errors import NotReady, StreamError
@@ -14,7 +12,6 @@ from foretell.core.reference import Reference
 from foretell.core.tensor import Signature, TensorSpec
 from foretell.streams.answering import Plain, Reading
 from foretell.streams.asking import Asker
-from foretell.streams.commit import Step, guarantee, steps
 from foretell.streams.files import FileSink, FileSource
 from foretell.streams.json_format import JsonFormat
 from foretell.streams.message import Refusal
@@ -183,43 +180,6 @@ def test_a_model_and_a_sink_that_are_away_for_a_while_are_waited_for(tmp_path):
     plane = Loading(FakeModel("double", SIGNATURE, double))
     process(tmp_path, plane=plane, sink=Away(tmp_path / "out.jsonl"))
     assert answers(tmp_path) == [2.0]
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.booleans(), st.booleans(), st.integers(1, 12), st.integers(1, 4), st.lists(st.integers(0, 9), max_size=5))
-def test_a_crash_after_any_step_breaks_no_promise(transactional, remembers, count, size, crashes):
-    """A model of the ends: what is published stays, what is not committed comes again."""
-    out: list[int] = []
-    buried: list[int] = []
-    committed = 0
-    left = list(crashes)
-    budget = left.pop() if left else None
-    while True:
-        at = max(committed, out[-1] + 1 if remembers and out else 0)
-        alive = True
-        while alive and at < count:
-            batch = list(range(at, min(at + size, count)))
-            for step in steps(transactional):
-                if step is Step.DEAD_LETTERS:
-                    buried += [n for n in batch if n % 5 == 4]
-                if step in (Step.PUBLISH, Step.TRANSACT):
-                    out += [n for n in batch if n % 5 != 4]
-                if step in (Step.COMMIT, Step.TRANSACT):
-                    committed = batch[-1] + 1
-                if budget is not None:
-                    budget -= 1
-                    if budget < 0:
-                        alive, budget = False, left.pop() if left else None
-                        break
-            at = batch[-1] + 1
-        if alive:
-            break
-    wanted = [n for n in range(count) if n % 5 != 4]
-    assert set(buried) == set(range(count)) - set(wanted)
-    if guarantee(transactional, remembers) == "at least once":
-        assert set(out) == set(wanted)
-    else:
-        assert out == wanted
 
 
 def test_inputs_that_fail_in_a_way_that_nobody_thought_of_blame_their_row_alone():
