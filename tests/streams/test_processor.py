@@ -71,7 +71,7 @@ def test_every_message_is_answered_in_order(tmp_path):
     assert answers(tmp_path) == [2.0 * n for n in range(7)]
 
 
-DEEP = "[" * 5_000 + "]" * 5_000
+DEEP = "[" * 100_000 + "]" * 100_000
 POISON = {
     "text": '{"x": "no"}',
     "half": "{",
@@ -89,7 +89,7 @@ POISON = {
 def test_a_poison_message_is_buried_with_its_reason_and_blocks_nobody(tmp_path, poison):
     lines = f'{{"x": 1}}\n{poison}\n{{"x": 3}}\n'
     (tmp_path / "in.jsonl").write_bytes(lines.encode("utf-8", "surrogatepass"))
-    process(tmp_path, most=10)
+    process(tmp_path, most=10, limit=10**6)
     assert answers(tmp_path) == [2.0, 6.0]
     (letter,) = dead(tmp_path)
     assert letter["reason"] and letter["position"] == "9"
