@@ -101,6 +101,20 @@ async def test_a_restart_goes_on_where_the_last_one_ended(broker, tmp_path):
     assert values(found) == doubled(100)
 
 
+async def test_what_is_piped_in_by_a_second_process_is_answered_too(broker, tmp_path, monkeypatch):
+    """Lines have no positions of their own: those of the second one are not those of the first."""
+    _, sink = broker.names()
+    await broker.prepare("unused", sink)
+    for start in (0, 5):
+        (tmp_path / "lines").write_text("".join(json.dumps(event) + "\n" for event in events(5, start)))
+        with (tmp_path / "lines").open() as piped, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", piped)
+            processor = stream("-", broker.sink(sink), str(tmp_path / "dead"))
+            await processor.run()
+        assert processor.guarantee == "at least once"
+    assert values(await until(lambda: broker.read(sink), 10)) == doubled(10)
+
+
 class Crash(Exception):
     pass
 
