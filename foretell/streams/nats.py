@@ -163,10 +163,14 @@ class NatsSource:
         self._some.set()
 
     async def _ask(self) -> None:
-        """Keep the server asked for `AHEAD` messages; it answers as they come, and forgets what it was asked."""
+        """Keep the server asked for `AHEAD` messages; it answers as they come, and forgets what it was asked. So what was
+        asked counts for half of that time, in which messages come or it is asked anew; then some more may come ahead.
+        """
         now = time.monotonic()
-        if self._asked <= AHEAD // 2 or now > self._asked_at + EXPIRES_S:
-            wanted = AHEAD - (self._asked if now <= self._asked_at + EXPIRES_S else 0)
+        if now > self._asked_at + EXPIRES_S:
+            self._asked = 0
+        if self._asked <= AHEAD // 2:
+            wanted = AHEAD - self._asked
             question = msgspec.json.encode({"batch": wanted, "expires": int(EXPIRES_S * 2e9)})
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
             await self._client.nats.publish(subject, question, self._inbox)
@@ -178,12 +182,10 @@ class NatsSource:
             status = (item.headers or {}).get("Status", "")
             if status not in ("404", "408", "100"):  # nothing there, expired, heartbeat
                 raise StreamReset(f'stream "{self._stream}": {status or "a message without a place"}')
-            if status != "100":
-                self._asked_at = 0.0
             return None
         parts = item.reply.split(".")
         sequence, number, stamp, pending = parts[-4:] if len(parts) == 9 else parts[7:11]
-        self._asked -= 1
+        self._asked = max(0, self._asked - 1)
         self._number += 1
         if int(number) != self._number:
             raise StreamReset(f'stream "{self._stream}": message {self._number} of this reader did not arrive')

@@ -295,6 +295,24 @@ async def test_entries_of_plain_fields_are_objects(broker, tmp_path):
         assert values(await until(lambda: broker.read(sink), 1)) == [3.0]
 
 
+@pytest.mark.parametrize("broker", [NatsBroker], ids=["nats"], indirect=True)
+async def test_a_reader_that_was_quiet_for_long_is_not_throttled(broker, monkeypatch):
+    """What it had asked for and the server has forgotten is not waited for."""
+    source, _ = broker.names()
+    await broker.prepare(source)
+    reader = open_source(broker.source(source))
+    with monkeypatch.context() as patch:
+        patch.setattr("foretell.streams.nats.EXPIRES_S", 0.05)
+        await reader.open(Resume())
+        for _ in range(10):
+            assert await reader.poll(10) == []
+    reader._asked_at = 0.0  # it asks once more, and for long
+    await reader.poll(10)
+    await broker.put(source, events(4000))
+    assert len(await polled(reader, 4000)) == 4000
+    await reader.close()
+
+
 @pytest.fixture
 def mqtt(tmp_path):
     broker = opened(MqttBroker, tmp_path)
