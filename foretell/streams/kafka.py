@@ -168,10 +168,13 @@ class KafkaSource:
             self._trouble = error
 
     def _assigned(self, consumer: Any, places: list[TopicPartition]) -> None:
-        """Say where to begin where state or sink know better than the group."""
+        """Say where to begin where state or sink know better than the group. Raises `StreamReset`."""
         if not places or (self._resume.state is None and not self._resume.answered):
             return
-        known = consumer.committed(places, PATIENCE_S)
+        try:
+            known = consumer.committed(places, PATIENCE_S)
+        except KafkaException as error:
+            raise StreamReset(f"what the group has committed is not known: {error.args[0].str()}") from None
         offsets = {f"{at.topic}/{at.partition}": str(at.offset) if at.offset >= 0 else None for at in known}
         resume = self._resume
         if resume.take is not None:

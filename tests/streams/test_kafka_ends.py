@@ -1,0 +1,41 @@
+"""Ends of Kafka beside a real broker, with a consumer that does at a chosen moment what a broker does at any."""
+
+import asyncio
+import json
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+
+from tests.streams.conftest import lines
+from tests.streams.end_child import stream
+
+ROWS = [{"x": n} for n in range(10)]
+
+
+async def answered(processor, path, count: int) -> list[float]:
+    """What is in a file of answers once there are so many, or the stream has ended, or in the end."""
+    task = asyncio.create_task(processor.run())
+    for _ in range(400):
+        if len(lines(path)) >= count or task.done():
+            break
+        await asyncio.sleep(0.05)
+    processor.stop()
+    await asyncio.wait_for(task, 30)
+    return [answer["outputs"]["y"] for answer in lines(path)]
+
+
+async def test_a_broker_that_goes_away_during_an_assignment_is_waited_for(tmp_path, kafka, monkeypatch):
+    source, out = kafka.topic("in"), tmp_path / "out.jsonl"
+    kafka.produce(source, ROWS)
+    out.write_text(json.dumps({"source": f"{source}/0", "next": "4", "outputs": {"y": -1.0}}) + "\n")
+    faults = [KafkaError(KafkaError._TIMED_OUT)]
+
+    class Slow(Consumer):
+        def committed(self, *arguments):
+            if faults:
+                raise KafkaException(faults.pop())
+            return super().committed(*arguments)
+
+    monkeypatch.setattr("foretell.streams.kafka.Consumer", Slow)
+    processor = stream(kafka.url(source, group=source), str(out), str(tmp_path / "dead"))
+    assert await answered(processor, out, 7) == [-1.0, *(2.0 * n for n in range(4, 10))]
+    assert faults == []
