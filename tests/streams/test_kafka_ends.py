@@ -5,6 +5,8 @@ import json
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
+from foretell.streams.ends import open_source
+from foretell.streams.protocol import Resume
 from tests.streams.conftest import lines
 from tests.streams.end_child import stream
 
@@ -39,3 +41,29 @@ async def test_a_broker_that_goes_away_during_an_assignment_is_waited_for(tmp_pa
     processor = stream(kafka.url(source, group=source), str(out), str(tmp_path / "dead"))
     assert await answered(processor, out, 7) == [-1.0, *(2.0 * n for n in range(4, 10))]
     assert faults == []
+
+
+async def test_what_was_polled_of_a_partition_that_is_then_given_up_is_not_answered(kafka, monkeypatch):
+    source = kafka.topic("in")
+    kafka.produce(source, ROWS)
+    given = []
+
+    class Giving(Consumer):
+        def subscribe(self, topics, on_revoke, **callbacks):
+            self.revoked = on_revoke
+            super().subscribe(topics, on_revoke=on_revoke, **callbacks)
+
+        def consume(self, most, timeout):
+            given.extend(self.assignment())
+            self.revoked(self, given)
+            self.incremental_unassign(given)
+            return []
+
+    monkeypatch.setattr("foretell.streams.kafka.Consumer", Giving)
+    reader = open_source(kafka.url(source, group=source))
+    await reader.open(Resume())
+    found = []
+    while not given:
+        found += await reader.poll(10)
+    assert found == []
+    await reader.close()
