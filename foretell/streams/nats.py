@@ -163,8 +163,9 @@ class NatsSource:
         self._some.set()
 
     async def _ask(self) -> None:
-        """Keep the server asked for `AHEAD` messages; it answers as they come, and forgets what it was asked. So what was
-        asked counts for half of that time, in which messages come or it is asked anew; then some more may come ahead.
+        """Keep the server asked for `AHEAD` messages; it answers as they come, and forgets what it was asked.
+
+        So what was asked counts for half of that time; after it some more may come than is believed.
         """
         now = time.monotonic()
         if now > self._asked_at + EXPIRES_S:

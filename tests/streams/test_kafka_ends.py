@@ -4,8 +4,10 @@ import asyncio
 import json
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from foretell.streams.ends import open_source
+from foretell.streams.kafka_log import KafkaLog
 from foretell.streams.protocol import Resume
 from tests.streams.conftest import lines
 from tests.streams.end_child import stream
@@ -67,3 +69,21 @@ async def test_what_was_polled_of_a_partition_that_is_then_given_up_is_not_answe
         found += await reader.poll(10)
     assert found == []
     await reader.close()
+
+
+def test_a_change_log_grows_with_its_topic(kafka, monkeypatch):
+    """This broker adds no partitions; it is made to make the topic anew."""
+
+    class Growing(AdminClient):
+        def create_partitions(self, wanted):
+            (more,) = wanted
+            self.delete_topics([more.topic])[more.topic].result(20)
+            return self.create_topics([NewTopic(more.topic, more.new_total_count, 1)])
+
+    monkeypatch.setattr("foretell.streams.kafka_log.AdminClient", Growing)
+    source = kafka.topic("in", 3)
+    log = KafkaLog({"bootstrap.servers": kafka.address, "group.id": "g"})
+    name, _ = log.place(f"{source}/0")
+    kafka.topic_named(name, 1)
+    assert list(log.read(f"{source}/2")) == []
+    assert list(log.read(f"{source}/0")) == []
