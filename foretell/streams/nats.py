@@ -310,7 +310,7 @@ class NatsSink:
                     reason = f"the answer has {len(record.value):,} bytes, the sink takes {self._most_bytes:,}"
                     refused.append(Refusal(message, reason))
                     # It is no dead letter yet, so a restart has to come back to it.
-                    stuck.setdefault(message.partition.name, message.position)
+                    stuck.setdefault(message.partition.origin, message.position)
                     continue
                 sent.append(
                     (record, await self._client.store(self._subject, record.value, self._headers(record, stuck)))
@@ -332,8 +332,8 @@ class NatsSink:
         message = record.message
         headers = {
             _ID: f"{self._subject} {record.idempotency_key}",
-            SOURCE: message.partition.name,
-            NEXT: stuck.get(message.partition.name, message.next),
+            SOURCE: message.partition.origin,
+            NEXT: stuck.get(message.partition.origin, message.next),
         }
         if _PRINTABLE.fullmatch(message.key):
             headers[KEY] = message.key.decode()

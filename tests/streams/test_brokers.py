@@ -115,6 +115,23 @@ async def test_what_is_piped_in_by_a_second_process_is_answered_too(broker, tmp_
     assert values(await until(lambda: broker.read(sink), 10)) == doubled(10)
 
 
+async def test_a_file_that_is_replaced_while_it_is_followed_is_answered_too(broker, tmp_path):
+    """As logrotate's copytruncate does it. Its offsets are those of the file before, and also after a restart they are
+    not taken for it.
+    """
+    _, sink = broker.names()
+    await broker.prepare("unused", sink)
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events(10)))
+    for start, count in ((10, 5), (15, 2)):
+        async with running(stream(f"file://{path}", broker.sink(sink), str(tmp_path / "dead"))):
+            await until(lambda start=start: broker.read(sink), start)
+            path.write_text("".join(json.dumps(event) + "\n" for event in events(count, start)))
+            found = await until(lambda end=start + count: broker.read(sink), start + count)
+    assert values(found) == doubled(17)
+    assert {answer["source"] for answer in found} == {str(path), f"{path}/2", f"{path}/3"}
+
+
 class Crash(Exception):
     pass
 
