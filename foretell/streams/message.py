@@ -8,7 +8,7 @@ import msgspec
 
 class Partition:
     """An ordered part of a source ("topic/3", a path) as long as this reader has it; `held` is false from the moment on
-    when another reader may have it. `origin`: what sinks and answers call it, where positions of the same name begin anew.
+    when another reader may have it. `origin`: what sinks and answers call it, another name where positions begin anew.
     """
 
     __slots__ = ("held", "name", "origin")

@@ -330,6 +330,74 @@ async def test_a_reader_that_was_quiet_for_long_is_not_throttled(broker, monkeyp
     await reader.close()
 
 
+def record(number: int, pad: int = 0) -> Record:
+    value = json.dumps({"n": number, "pad": "x" * pad}).encode()
+    return Record(value, Message(b"", b"", PARTITION, str(number), str(number + 1), 0))
+
+
+PARTITION = Partition("p")
+nats_only = pytest.mark.parametrize("broker", [NatsBroker], ids=["nats"], indirect=True)
+
+
+@nats_only
+async def test_what_follows_a_refused_answer_is_not_stored_before_it(broker):
+    _, sink = broker.names()
+    client, js = await broker.client()
+    await js.add_stream(name=sink, subjects=[sink], max_bytes=4000, discard="new")
+    writer, records = open_sink(broker.sink(sink)), [record(0), record(1, 5000), record(2)]
+    await writer.open()
+    with pytest.raises(StreamError, match="maximum bytes"):
+        await writer.publish(records)
+    assert [answer["n"] for answer in await broker.read(sink)] == [0]
+    await js.update_stream(name=sink, subjects=[sink], max_bytes=100_000, discard="new")
+    assert await writer.publish(records) == []
+    assert [answer["n"] for answer in await broker.read(sink)] == [0, 1, 2]
+    await writer.close()
+    await client.close()
+
+
+@nats_only
+async def test_what_was_stored_and_not_acknowledged_is_not_stored_again_however_late(broker):
+    _, sink = broker.names()
+    client, js = await broker.client()
+    await js.add_stream(name=sink, subjects=[sink], duplicate_window=0.1)
+    writer, records = open_sink(broker.sink(sink)), [record(n) for n in range(5)]
+    await writer.open()
+    stored = writer._client.stored
+
+    async def lost(sent):
+        await stored(sent)
+        raise StreamError("no acknowledgement")
+
+    writer._client.stored = lost
+    with pytest.raises(StreamError):
+        await writer.publish(records[:3])
+    writer._client.stored = stored
+    await asyncio.sleep(0.5)
+    assert await writer.publish(records) == []
+    assert [answer["n"] for answer in await broker.read(sink)] == [0, 1, 2, 3, 4]
+    await writer.close()
+    await client.close()
+
+
+@nats_only
+async def test_several_publish_into_one_stream_and_each_keeps_its_order(broker):
+    _, sink = broker.names()
+    await broker.prepare(sink)
+    writers = [open_sink(broker.sink(f"{sink}.{n}")) for n in range(3)]
+    for writer in writers:
+        await writer.open()
+    await asyncio.gather(*(writer.publish([record(n) for n in range(200)]) for writer in writers))
+    client, js = await broker.client()
+    for n in range(3):
+        inbox = await js.subscribe(f"{sink}.{n}", ordered_consumer=True)
+        assert [json.loads((await inbox.next_msg(5)).data)["n"] for _ in range(200)] == list(range(200))
+    assert (await js.stream_info(sink)).state.messages == 600
+    await client.close()
+    for writer in writers:
+        await writer.close()
+
+
 @pytest.fixture
 def mqtt(tmp_path):
     broker = opened(MqttBroker, tmp_path)
