@@ -49,7 +49,7 @@ def encode_answers(
             _encode(
                 _Answer(
                     message.key.decode("utf-8", "replace"),
-                    message.partition.name,
+                    message.partition.origin,
                     message.position,
                     message.next,
                     model,
@@ -73,5 +73,5 @@ def encode_refusal(refusal: Refusal) -> Record:
         value = raw
     key = message.key.decode("utf-8", "replace")
     cut = len(raw) < len(message.value)
-    letter = _Letter(key, message.partition.name, message.position, message.next, refusal.reason, value, cut)
+    letter = _Letter(key, message.partition.origin, message.position, message.next, refusal.reason, value, cut)
     return Record(_encode(letter), message)

@@ -5,6 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +13,7 @@ import msgspec
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Partition, Record, Refusal, positions
+from foretell.streams.message import Message, Partition, Record, Refusal, ends
 from foretell.streams.protocol import Resume, is_replayed
 
 WAIT_S = 0.05
@@ -32,7 +33,7 @@ class FileSource:
     """Lines of a file, or of every file in a folder in the order of their names; with `follow` also those to come.
 
     Positions are byte offsets, kept for each `group` in a file beside it. A line counts once its end is there. A file
-    that got shorter was replaced, and is read from its beginning.
+    that got shorter was replaced: it is read from its beginning, under another origin, for its offsets are others.
     """
 
     def __init__(self, path: Path, group: str, follow: bool) -> None:
@@ -71,9 +72,9 @@ class FileSource:
 
     async def commit(self, messages: Sequence[Message]) -> None:
         """Written beside the source, whole or not at all."""
-        done = positions(message for message in messages if not message.replayed)
+        done = ends(message for message in messages if not message.replayed)
         if done:
-            self._committed |= done
+            self._committed |= {partition.origin: message.next for partition, message in done.items()}
             await asyncio.to_thread(_replace, self._memory, msgspec.json.encode(self._committed))
 
     def lag(self) -> int:
@@ -93,7 +94,7 @@ class FileSource:
             with contextlib.suppress(FileNotFoundError):  # taken away since it was listed
                 size = path.stat().st_size
                 if size < reading.at:
-                    reading.at, reading.done = 0, None
+                    reading = self._replaced(reading)
                 if len(messages) < most and size > reading.at:
                     messages += self._lines(path, reading, most - len(messages))
                 self._lag += size - reading.at
@@ -102,10 +103,18 @@ class FileSource:
     def _reading(self, name: str) -> "_Reading":
         reading = self._files.get(name)
         if reading is None:
-            committed = self._committed.get(name)
-            start = self._resume.start(name, committed)
-            reading = _Reading(Partition(name), int(start or 0), self._resume.done(name, committed))
-            self._files[name] = reading
+            known, state = (self._committed, self._resume.answered), self._resume.state
+            generation = next(n for n in count(1) if not any(_origin(name, n + 1) in each for each in known))
+            origin = _origin(name, generation)
+            done = self._resume.done(origin, self._committed.get(origin))
+            start = done if state is None else state.get(name)
+            reading = self._files[name] = _Reading(Partition(name, origin), generation, int(start or 0), done)
+        return reading
+
+    def _replaced(self, old: "_Reading") -> "_Reading":
+        name, generation = old.partition.name, old.generation + 1
+        reading = _Reading(Partition(name, _origin(name, generation)), generation, 0, None)
+        self._files[name] = reading
         return reading
 
     def _lines(self, path: Path, reading: "_Reading", most: int) -> list[Message]:
@@ -146,9 +155,10 @@ class FileSource:
 
 
 class _Reading(msgspec.Struct):
-    """How far one file has come; up to `done` it was answered before."""
+    """How far one file has come, the `generation`th of its name; up to `done` it was answered before."""
 
     partition: Partition
+    generation: int
     at: int
     done: str | None
 
@@ -228,6 +238,15 @@ def make_sink(url: EndUrl) -> FileSink:
     """`PATH` and `file:///PATH`."""
     url.allow()
     return FileSink(Path(url.host + url.path))
+
+
+def _origin(name: str, generation: int) -> str:
+    """No other file's: none can lie in a file.
+
+    >>> _origin("/var/log/events", 1), _origin("/var/log/events", 2)
+    ('/var/log/events', '/var/log/events/2')
+    """
+    return name if generation == 1 else f"{name}/{generation}"
 
 
 def _split(data: bytes) -> list[bytes]:

@@ -133,14 +133,11 @@ class KafkaSource:
             if self._trouble is not None:
                 raise StreamError(f"Kafka: {self._trouble.str()}")
             return []
-        found = [first, *(self._consumer.consume(most - 1, 0) if most > 1 else ())]
-        messages: list[Message] = []
-        fault: KafkaError | None = None
-        for item in found:
-            if item.error() is None:
-                messages.append(self._message(item))
-            else:
-                fault = item.error()
+        # `consume` may give partitions up, also that of the first; so whose it is has to be known before.
+        polled = [self._sorted(first)]
+        polled += map(self._sorted, self._consumer.consume(most - 1, 0) if most > 1 else ())
+        messages = [each for each in polled if isinstance(each, Message) and each.partition.held]
+        fault = next((each for each in reversed(polled) if isinstance(each, KafkaError)), None)
         with self._settled:
             self._open += len(messages)
         if fault is not None and fault.fatal():
@@ -149,11 +146,13 @@ class KafkaSource:
             raise StreamError(f"Kafka: {fault.str()}")
         return messages
 
-    def _message(self, item: Any) -> Message:
+    def _sorted(self, item: Any) -> Message | KafkaError | None:
+        """A message, a fault, or None for what is of a partition that this reader does not have."""
         place = item.topic(), item.partition()
         partition = self._partitions.get(place)
-        if partition is None:
-            partition = self._partitions[place] = Partition(f"{place[0]}/{place[1]}")
+        fault: KafkaError | None = item.error()
+        if fault is not None or partition is None:
+            return fault
         offset = item.offset()
         self._next[place] = offset + 1
         kind, made = item.timestamp()
@@ -168,10 +167,14 @@ class KafkaSource:
             self._trouble = error
 
     def _assigned(self, consumer: Any, places: list[TopicPartition]) -> None:
-        """Say where to begin where state or sink know better than the group."""
+        """Take partitions; say where to begin where state or sink know better than the group. Raises `StreamReset`."""
+        self._partitions |= {(at.topic, at.partition): Partition(f"{at.topic}/{at.partition}") for at in places}
         if not places or (self._resume.state is None and not self._resume.answered):
             return
-        known = consumer.committed(places, PATIENCE_S)
+        try:
+            known = consumer.committed(places, PATIENCE_S)
+        except KafkaException as error:
+            raise StreamReset(f"what the group has committed is not known: {error.args[0].str()}") from None
         offsets = {f"{at.topic}/{at.partition}": str(at.offset) if at.offset >= 0 else None for at in known}
         resume = self._resume
         if resume.take is not None:

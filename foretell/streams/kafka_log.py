@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from foretell.core.errors import StateError, StreamError
 from foretell.streams.message import Change
@@ -41,7 +41,7 @@ class KafkaLog:
         return _ILLEGAL.sub("_", f"foretell-{self._group}-{topic}")[:249], int(number)
 
     def read(self, partition: str) -> Iterator[Portion]:
-        """All that was committed until now, the oldest first. Makes the topic if it is not there.
+        """All that was committed until now, the oldest first. Makes the topic or its partition if it is not there.
 
         An empty portion says that a transaction is open over what follows, which only a worker that was killed leaves;
         whoever needs more waits until the broker gives it up.
@@ -94,14 +94,18 @@ class KafkaLog:
     def _make(self, topic: str, source: str) -> None:
         shared = {name: value for name, value in self._settings.items() if not name.startswith(_CONSUMER_ONLY)}
         admin = AdminClient(shared)
-        if topic in admin.list_topics(timeout=PATIENCE_S).topics:
+        topics = admin.list_topics(timeout=PATIENCE_S).topics
+        count, there = len(topics[source].partitions), len(topics[topic].partitions) if topic in topics else 0
+        if there >= count:
             return
-        count = len(admin.list_topics(source, PATIENCE_S).topics[source].partitions)
-        made = admin.create_topics([NewTopic(topic, count, config={"cleanup.policy": "compact"})])[topic]
+        if there:  # the source got more since
+            made = admin.create_partitions([NewPartitions(topic, count)])[topic]
+        else:
+            made = admin.create_topics([NewTopic(topic, count, config={"cleanup.policy": "compact"})])[topic]
         try:
             made.result(PATIENCE_S)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+        except KafkaException as error:  # another worker was faster
+            if error.args[0].code() not in (KafkaError.TOPIC_ALREADY_EXISTS, KafkaError.INVALID_PARTITIONS):
                 raise
 
     def produce(self, producer: Any, changes: Sequence[Change]) -> list[KafkaError]:

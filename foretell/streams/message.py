@@ -8,13 +8,14 @@ import msgspec
 
 class Partition:
     """An ordered part of a source ("topic/3", a path) as long as this reader has it; `held` is false from the moment on
-    when another reader may have it.
+    when another reader may have it. `origin`: what sinks and answers call it, another name where positions begin anew.
     """
 
-    __slots__ = ("held", "name")
+    __slots__ = ("held", "name", "origin")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, origin: str = "") -> None:
         self.name = name
+        self.origin = origin or name
         self.held = True
 
 
@@ -42,7 +43,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     @property
     def idempotency_key(self) -> str:
         """The same whenever the message is answered again."""
-        return f"{self.message.partition.name}@{self.message.position}"
+        return f"{self.message.partition.origin}@{self.message.position}"
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,7 @@ from paho.mqtt.client import MQTTMessage
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Partition, Record, Refusal, later, order
+from foretell.streams.message import Message, Partition, Record, Refusal
 from foretell.streams.mqtt_client import MqttClient, Session
 from foretell.streams.protocol import Resume, StreamReset
 
@@ -48,9 +48,7 @@ class MqttSource:
         """Take up the session. Positions go on behind all that anybody remembers."""
         self._came.clear()
         self._mids.clear()
-        state = (resume.state or {}).get(self._name)
-        known = later(resume.answered.get(self._name), state)
-        self._number = max(self._number, int(time.time() * 1e6), order(known)[0] if known else 0)
+        self._number = max(self._number, resume.beyond(self._name))
         self._partition = Partition(self._name)
         await self._client.connect(self._session, self._receive)
         await self._client.subscribe(self._subscription)

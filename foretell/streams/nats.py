@@ -22,7 +22,7 @@ from foretell.core.errors import ConfigError, ForetellError, StreamError
 from foretell.streams.beat import Beat
 from foretell.streams.ends import EndUrl
 from foretell.streams.message import Message, Partition, Record, Refusal, ends
-from foretell.streams.nats_client import FAULTS, NatsClient, Stored
+from foretell.streams.nats_client import FAULTS, ID, NatsClient
 from foretell.streams.protocol import Resume, StreamReset, is_replayed
 
 WAIT_S = 0.1
@@ -34,11 +34,12 @@ EXPIRES_S = 60.0
 IDLE_S = 30.0
 """When the server removes the consumer of a reader that is gone."""
 BUCKET = "foretell"
-TOO_LARGE = 10054
+TOO_LARGE, NOT_NEXT = 10054, 10070
+"""Codes of the server: of a message, and of one that is not to be stored behind what is there."""
 SOURCE, NEXT, KEY = "Foretell-Source", "Foretell-Next", "Foretell-Key"
-_ID = "Nats-Msg-Id"
 _ROOM = 512
 """Bytes that headers may take of what the server allows for a message."""
+Headed = list[tuple[Record, dict[str, str]]]
 _PRINTABLE = re.compile(rb"[!-~]{1,256}")
 
 
@@ -163,10 +164,15 @@ class NatsSource:
         self._some.set()
 
     async def _ask(self) -> None:
-        """Keep the server asked for `AHEAD` messages; it answers as they come, and forgets what it was asked."""
+        """Keep the server asked for `AHEAD` messages; it answers as they come, and forgets what it was asked.
+
+        So what was asked counts for half of that time; after it some more may come than is believed.
+        """
         now = time.monotonic()
-        if self._asked <= AHEAD // 2 or now > self._asked_at + EXPIRES_S:
-            wanted = AHEAD - (self._asked if now <= self._asked_at + EXPIRES_S else 0)
+        if now > self._asked_at + EXPIRES_S:
+            self._asked = 0
+        if self._asked <= AHEAD // 2:
+            wanted = AHEAD - self._asked
             question = msgspec.json.encode({"batch": wanted, "expires": int(EXPIRES_S * 2e9)})
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
             await self._client.nats.publish(subject, question, self._inbox)
@@ -178,12 +184,10 @@ class NatsSource:
             status = (item.headers or {}).get("Status", "")
             if status not in ("404", "408", "100"):  # nothing there, expired, heartbeat
                 raise StreamReset(f'stream "{self._stream}": {status or "a message without a place"}')
-            if status != "100":
-                self._asked_at = 0.0
             return None
         parts = item.reply.split(".")
         sequence, number, stamp, pending = parts[-4:] if len(parts) == 9 else parts[7:11]
-        self._asked -= 1
+        self._asked = max(0, self._asked - 1)
         self._number += 1
         if int(number) != self._number:
             raise StreamReset(f'stream "{self._stream}": message {self._number} of this reader did not arrive')
@@ -272,6 +276,8 @@ class NatsSink:
         self._subject = subject
         self._stream = ""
         self._most_bytes = 0
+        self._unsure = False
+        """Whether the last call failed, so that what is stored is not known."""
 
     async def open(self) -> Mapping[str, str]:
         """Where the last answer of the subject stands. Raises `ConfigError` if no stream stores the subject."""
@@ -295,42 +301,58 @@ class NatsSink:
         return {headers[SOURCE]: headers[NEXT]} if SOURCE in headers and NEXT in headers else {}
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
-        """Stored, in order."""
+        """Stored, in order: one is stored only behind the one before, so what follows a refused one is refused, too."""
         await self._client.connect()
         refused: list[Refusal] = []
         stuck: dict[str, str] = {}
-        sent: list[tuple[Record, asyncio.Future[Stored]]] = []
-        with self._client.told():
-            for record in records:
-                message = record.message
-                if len(record.value) > self._most_bytes:
-                    reason = f"the answer has {len(record.value):,} bytes, the sink takes {self._most_bytes:,}"
-                    refused.append(Refusal(message, reason))
-                    # It is no dead letter yet, so a restart has to come back to it.
-                    stuck.setdefault(message.partition.name, message.position)
-                    continue
-                sent.append(
-                    (record, await self._client.store(self._subject, record.value, self._headers(record, stuck)))
-                )
-            answers = await self._client.stored([each for _, each in sent])
-        for (record, _), answer in zip(sent, answers, strict=True):
-            if answer.error is None:
-                continue
-            if answer.error.err_code != TOO_LARGE:
-                raise StreamError(f'"{self._subject}" does not take an answer: {answer.error.description}')
-            reason = f"the answer is too large for the sink: {answer.error.description}"
-            refused.append(Refusal(record.message, reason))
+        left: Headed = []
+        for record in records:
+            message = record.message
+            if len(record.value) > self._most_bytes:
+                reason = f"the answer has {len(record.value):,} bytes, the sink takes {self._most_bytes:,}"
+                refused.append(Refusal(message, reason))
+                # It is no dead letter yet, so a restart has to come back to it.
+                stuck.setdefault(message.partition.origin, message.position)
+            else:
+                left.append((record, self._headers(record, stuck)))
+        if self._unsure:
+            left = await self._behind_last(left)
+        self._unsure = True
+        while left:
+            with self._client.told():
+                sent = [(record.value, headers) for record, headers in left]
+                at, fault = await self._client.store_in_order(self._subject, sent)
+            left = left[at:]
+            if fault.err_code == TOO_LARGE:
+                reason = f"the answer is too large for the sink: {fault.description}"
+                refused.append(Refusal(left.pop(0)[0].message, reason))
+            elif left and fault.err_code != NOT_NEXT:  # another publisher came in between: go on behind it
+                raise StreamError(f'"{self._subject}" does not take an answer: {fault.description}')
+        self._unsure = False
         return refused
 
     async def close(self) -> None:
         await self._client.close()
 
+    async def _behind_last(self, records: "Headed") -> "Headed":
+        """What the subject does not hold yet, if the last call failed; it may have been longer ago than the server's
+        window reaches back.
+        """
+        js = await self._client.connect()
+        with self._client.told():
+            try:
+                last = ((await js.get_last_msg(self._stream, self._subject)).headers or {}).get(ID)
+            except NotFoundError:
+                return records
+        at = next((at for at, (_, headers) in enumerate(records) if headers[ID] == last), -1)
+        return records[at + 1 :]
+
     def _headers(self, record: Record, stuck: Mapping[str, str]) -> dict[str, str]:
         message = record.message
         headers = {
-            _ID: f"{self._subject} {record.idempotency_key}",
-            SOURCE: message.partition.name,
-            NEXT: stuck.get(message.partition.name, message.next),
+            ID: f"{self._subject} {record.idempotency_key}",
+            SOURCE: message.partition.origin,
+            NEXT: stuck.get(message.partition.origin, message.next),
         }
         if _PRINTABLE.fullmatch(message.key):
             headers[KEY] = message.key.decode()

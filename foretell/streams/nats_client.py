@@ -7,7 +7,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from foretell.streams.ends import EndUrl
 CONNECT_S = 5.0
 PING_S = 10.0
 PATIENCE_S = 30.0
+ID, BEFORE = "Nats-Msg-Id", "Nats-Expected-Last-Msg-Id"
 FAULTS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 """What the client raises when something is away."""
 
@@ -98,6 +99,18 @@ class NatsClient:
         if client is not None and not client.is_closed:
             with contextlib.suppress(*FAULTS):
                 await client.close()
+
+    async def store_in_order(
+        self, subject: str, messages: "Sequence[tuple[bytes, dict[str, str]]]"
+    ) -> tuple[int, Fault]:
+        """How many of them are stored, and why the next one is not: none is that another one should be before."""
+        sent = []
+        before: dict[str, str] = {}
+        for value, headers in messages:
+            sent.append(await self.store(subject, value, headers | before))
+            before = {BEFORE: headers[ID]}
+        faults = ((at, each.error) for at, each in enumerate(await self.stored(sent)) if each.error is not None)
+        return next(faults, (len(sent), Fault()))
 
     async def store(self, subject: str, value: bytes, headers: dict[str, str]) -> "asyncio.Future[Stored]":
         """Send a message to be stored; see `stored`. Leaner than the library's, which waits for each in a task."""

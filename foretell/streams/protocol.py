@@ -2,6 +2,7 @@
 `make_source(url)` and `make_sink(url)`; `ends.py` finds it by the scheme of its URL.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -40,6 +41,13 @@ class Resume(msgspec.Struct, frozen=True):
         if self.state is None:
             return self.done(partition, committed)
         return self.state.get(partition)
+
+    def beyond(self, partition: str) -> int:
+        """Behind every position that anybody remembers: where a `Renumbering` source begins to count. By the clock, for
+        not every sink that drops what comes again can say what it holds.
+        """
+        known = later(self.answered.get(partition), (self.state or {}).get(partition))
+        return max(int(time.time() * 1e6), order(known)[0] if known else 0)
 
 
 def is_replayed(position: str, done: str | None) -> bool:

@@ -265,10 +265,10 @@ def _groups(records: Sequence[Record], refused: Sequence[Refusal]) -> dict[str, 
     found: dict[str, Group] = {}
     for record in records:
         message = record.message
-        found.setdefault(message.partition.name, ([], ""))[0].append(record)
-        found[message.partition.name] = (found[message.partition.name][0], message.next)
+        found.setdefault(message.partition.origin, ([], ""))[0].append(record)
+        found[message.partition.origin] = (found[message.partition.origin][0], message.next)
     for refusal in reversed(refused):
-        name = refusal.message.partition.name
+        name = refusal.message.partition.origin
         if name in found:
             found[name] = (found[name][0], refusal.message.position)
     return found

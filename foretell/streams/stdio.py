@@ -17,7 +17,11 @@ CHUNK = 2**18
 
 
 class StdinSource:
-    """Lines of standard input. A pipe cannot be read twice: what was under way at a kill is lost, and only then."""
+    """Lines of standard input. A pipe cannot be read twice: what was under way at a kill is lost, and only then. Nor do
+    lines have positions: each process gives them new ones, so no sink takes them for those of another.
+    """
+
+    renumbers = True
 
     def __init__(self) -> None:
         self._partition = Partition("stdin")
@@ -27,7 +31,8 @@ class StdinSource:
         self._ended = False
 
     async def open(self, resume: Resume) -> None:
-        """Nothing to do."""
+        """Positions go on behind all that anybody remembers."""
+        self._number = max(self._number, resume.beyond(self._partition.name))
 
     async def poll(self, most: int) -> list[Message] | None:
         """Lines that are there. The last one may lack its end."""

@@ -107,6 +107,37 @@ async def test_a_restart_goes_on_where_the_last_one_ended(broker, tmp_path):
     assert values(found) == doubled(100)
 
 
+async def test_what_is_piped_in_by_a_second_process_is_answered_too(broker, tmp_path, monkeypatch):
+    """Lines have no positions of their own: those of the second one are not those of the first."""
+    _, sink = broker.names()
+    await broker.prepare("unused", sink)
+    for start in (0, 5):
+        (tmp_path / "lines").write_text("".join(json.dumps(event) + "\n" for event in events(5, start)))
+        with (tmp_path / "lines").open() as piped, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", piped)
+            processor = stream("-", broker.sink(sink), str(tmp_path / "dead"))
+            await processor.run()
+        assert processor.guarantee == "at least once"
+    assert values(await until(lambda: broker.read(sink), 10)) == doubled(10)
+
+
+async def test_a_file_that_is_replaced_while_it_is_followed_is_answered_too(broker, tmp_path):
+    """As logrotate's copytruncate does it. Its offsets are those of the file before, and also after a restart they are
+    not taken for it.
+    """
+    _, sink = broker.names()
+    await broker.prepare("unused", sink)
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events(10)))
+    for start, count in ((10, 5), (15, 2)):
+        async with running(stream(f"file://{path}", broker.sink(sink), str(tmp_path / "dead"))):
+            await until(lambda start=start: broker.read(sink), start)
+            path.write_text("".join(json.dumps(event) + "\n" for event in events(count, start)))
+            found = await until(lambda end=start + count: broker.read(sink), start + count)
+    assert values(found) == doubled(17)
+    assert {answer["source"] for answer in found} == {str(path), f"{path}/2", f"{path}/3"}
+
+
 class Crash(Exception):
     pass
 
@@ -285,6 +316,92 @@ async def test_entries_of_plain_fields_are_objects(broker, tmp_path):
         await redis.xadd(source, {"x": "1.5", "name": "pump"})
     async with running(stream(broker.source(source), broker.sink(sink), str(tmp_path / "dead"))):
         assert values(await until(lambda: broker.read(sink), 1)) == [3.0]
+
+
+@pytest.mark.parametrize("broker", [NatsBroker], ids=["nats"], indirect=True)
+async def test_a_reader_that_was_quiet_for_long_is_not_throttled(broker, monkeypatch):
+    """What it had asked for and the server has forgotten is not waited for."""
+    source, _ = broker.names()
+    await broker.prepare(source)
+    reader = open_source(broker.source(source))
+    with monkeypatch.context() as patch:
+        patch.setattr("foretell.streams.nats.EXPIRES_S", 0.05)
+        await reader.open(Resume())
+        for _ in range(10):
+            assert await reader.poll(10) == []
+    reader._asked_at = 0.0  # it asks once more, and for long
+    await reader.poll(10)
+    await broker.put(source, events(4000))
+    assert len(await polled(reader, 4000)) == 4000
+    await reader.close()
+
+
+def record(number: int, pad: int = 0) -> Record:
+    value = json.dumps({"n": number, "pad": "x" * pad}).encode()
+    return Record(value, Message(b"", b"", PARTITION, str(number), str(number + 1), 0))
+
+
+PARTITION = Partition("p")
+nats_only = pytest.mark.parametrize("broker", [NatsBroker], ids=["nats"], indirect=True)
+
+
+@nats_only
+async def test_what_follows_a_refused_answer_is_not_stored_before_it(broker):
+    _, sink = broker.names()
+    client, js = await broker.client()
+    await js.add_stream(name=sink, subjects=[sink], max_bytes=4000, discard="new")
+    writer, records = open_sink(broker.sink(sink)), [record(0), record(1, 5000), record(2)]
+    await writer.open()
+    with pytest.raises(StreamError, match="maximum bytes"):
+        await writer.publish(records)
+    assert [answer["n"] for answer in await broker.read(sink)] == [0]
+    await js.update_stream(name=sink, subjects=[sink], max_bytes=100_000, discard="new")
+    assert await writer.publish(records) == []
+    assert [answer["n"] for answer in await broker.read(sink)] == [0, 1, 2]
+    await writer.close()
+    await client.close()
+
+
+@nats_only
+async def test_what_was_stored_and_not_acknowledged_is_not_stored_again_however_late(broker):
+    _, sink = broker.names()
+    client, js = await broker.client()
+    await js.add_stream(name=sink, subjects=[sink], duplicate_window=0.1)
+    writer, records = open_sink(broker.sink(sink)), [record(n) for n in range(5)]
+    await writer.open()
+    stored = writer._client.stored
+
+    async def lost(sent):
+        await stored(sent)
+        raise StreamError("no acknowledgement")
+
+    writer._client.stored = lost
+    with pytest.raises(StreamError):
+        await writer.publish(records[:3])
+    writer._client.stored = stored
+    await asyncio.sleep(0.5)
+    assert await writer.publish(records) == []
+    assert [answer["n"] for answer in await broker.read(sink)] == [0, 1, 2, 3, 4]
+    await writer.close()
+    await client.close()
+
+
+@nats_only
+async def test_several_publish_into_one_stream_and_each_keeps_its_order(broker):
+    _, sink = broker.names()
+    await broker.prepare(sink)
+    writers = [open_sink(broker.sink(f"{sink}.{n}")) for n in range(3)]
+    for writer in writers:
+        await writer.open()
+    await asyncio.gather(*(writer.publish([record(n) for n in range(200)]) for writer in writers))
+    client, js = await broker.client()
+    for n in range(3):
+        inbox = await js.subscribe(f"{sink}.{n}", ordered_consumer=True)
+        assert [json.loads((await inbox.next_msg(5)).data)["n"] for _ in range(200)] == list(range(200))
+    assert (await js.stream_info(sink)).state.messages == 600
+    await client.close()
+    for writer in writers:
+        await writer.close()
 
 
 @pytest.fixture

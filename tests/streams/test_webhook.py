@@ -156,6 +156,16 @@ async def test_the_key_is_the_same_when_an_answer_comes_again(tmp_path):
     assert len(receiver.taken) == 5
 
 
+async def test_lines_that_are_piped_in_by_another_process_have_other_keys(tmp_path, monkeypatch):
+    async with Receiver() as receiver:
+        for start in (0, 3):
+            (tmp_path / "lines").write_text("".join(json.dumps({"x": n}) + "\n" for n in range(start, start + 3)))
+            with (tmp_path / "lines").open() as piped, monkeypatch.context() as patch:
+                patch.setattr("sys.stdin", piped)
+                await stream("-", receiver.url, str(tmp_path / "dead")).run()
+    assert receiver.values == [2.0 * n for n in range(6)]
+
+
 async def test_the_secret_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("FORETELL_WEBHOOK_AUTHORIZATION", "Bearer hush")
     async with Receiver() as receiver:
