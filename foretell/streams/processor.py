@@ -7,7 +7,7 @@ Answers leave in the order in which their messages were polled, so order is kept
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
 from foretell.core.errors import ForetellError, StateUnwritable, StreamError
@@ -101,7 +101,7 @@ class Processor:
                 if self._advanced:
                     waits = self._backoff.waits()
                 self._progress.fault(error.message)
-                await self._pause(next(waits))
+                await _pause(next(waits), self._stopping)
 
     async def _once(self) -> None:
         """Open the ends, go on until the end, close them."""
@@ -257,7 +257,7 @@ class Processor:
                 if self._stopping.is_set():
                     raise
                 self._progress.fault(error.message)
-                await self._pause(wait_s)
+                await _pause(wait_s, self._stopping)
 
     async def _bury(self, refused: Sequence[Refusal]) -> None:
         """Publish dead letters. A dead-letter sink that refuses one ends the processor: it must not be lost."""
@@ -285,13 +285,16 @@ class Processor:
                 if self._stopping.is_set():
                     raise
                 self._progress.fault(error.message)
-                await self._pause(wait_s)
+                await _pause(wait_s, self._stopping)
         raise AssertionError("waits() never ends")
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but not once it is to end."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+async def _pause(seconds: float, stopping: asyncio.Event) -> None:
+    """Wait, but not once it is to end."""
+    try:
+        await asyncio.wait_for(stopping.wait(), seconds)
+    except TimeoutError:
+        pass
 
 
 async def _unhurt(polling: Awaitable[T]) -> T:
