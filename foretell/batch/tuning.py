@@ -6,7 +6,7 @@ import msgspec
 
 SIZES = (16, 64, 256, 1024, 4096)
 """Sizes of requests that are tried, while they pay."""
-TRIED = 10
+TRIED = 50
 """One row of so many is tried, at most, before a job begins."""
 GAIN = 0.95
 """A larger request pays where a row takes at most this share of what it took before."""
