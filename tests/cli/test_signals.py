@@ -18,12 +18,21 @@ async def _interrupted(number: int) -> str:
     return "asked"
 
 
+@pytest.fixture
+def as_python_has_them():
+    """Other tests of this process may have left a handler (Ray's ends its cluster)."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("as_python_has_them")
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_loop_hears_of_it_and_afterwards_python_does_again(number, new_loop):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with asyncio.Runner(loop_factory=new_loop) as runner:
         assert runner.run(_interrupted(number)) == "asked"
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
