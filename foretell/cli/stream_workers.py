@@ -79,7 +79,8 @@ class Workers:
         self._running[number] = process
         share_cores(process.pid, number, len(self._now))
         if self._stopping.is_set():
-            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
         assert process.stdout is not None
         async for line in process.stdout:
             self._now[number] = msgspec.json.decode(line, type=Counts)
@@ -90,13 +91,12 @@ class Workers:
 
 def share_cores(pid: int, number: int, count: int) -> None:
     """Give worker `number` its part of the cores, so that models of several workers do not crowd each other out."""
-    process = psutil.Process(pid)
-    if not hasattr(process, "cpu_affinity"):  # macOS
+    if not hasattr(psutil.Process, "cpu_affinity"):  # macOS
         return
-    cores = process.cpu_affinity()
-    mine = cores[number % len(cores) :: count]
-    with contextlib.suppress(psutil.Error, OSError):
-        process.cpu_affinity(mine)
+    with contextlib.suppress(psutil.Error, OSError):  # it may have died already
+        process = psutil.Process(pid)
+        cores = process.cpu_affinity()
+        process.cpu_affinity(cores[number % len(cores) :: count])
 
 
 def report_channel() -> TextIO:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from foretell.app.streams import Keeps, _store_opener
-from foretell.cli.stream_workers import Workers
+from foretell.cli.stream_workers import Workers, share_cores
 from foretell.streams.progress import Counts
 from foretell.streams.retry import Backoff
 from foretell.streams.transform import Transform
@@ -55,6 +55,12 @@ def test_a_worker_that_dies_is_not_reset_again(tmp_path, monkeypatch):
     assert first == "-m foretell stream m --reset-state --key k --workers 1 --metrics  --worker 0"
     assert second == first.replace(" --reset-state", "")
     assert workers.counts().answered == 2
+
+
+def test_a_worker_that_is_dead_already_shares_no_cores():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    share_cores(gone.pid, 0, 2)
 
 
 @pytest.fixture
