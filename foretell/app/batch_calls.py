@@ -20,7 +20,7 @@ from foretell.batch.lines import BadCalls
 from foretell.batch.owner import gone, this_process
 from foretell.batch.replies import Unanswered, write_replies
 from foretell.batch.report import make_report, render_json
-from foretell.batch.run import JobRun, leave
+from foretell.batch.run import JobRun, keep_lease, leave
 from foretell.batch.source import Source
 from foretell.batch.spec import Calling, JobSpec, Plan, decode_plan, decode_spec, encode
 from foretell.batch.work import LocalCrew
@@ -29,7 +29,6 @@ from foretell.core.reference import parse_reference
 from foretell.plane.plane import Plane
 from foretell.server.openai import Calls
 from foretell.store.job import JobInfo, State
-from foretell.store.jobs import LEASE_S
 from foretell.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -131,7 +130,7 @@ class CallRunner:
     async def _end(self, name: str, status: Status, faults: tuple[Fault, ...] = ()) -> None:
         """Gather what was answered, and say how it ended. It is not broken off, and may be done again after a kill."""
         work = asyncio.ensure_future(asyncio.to_thread(self._gather, name, status, faults))
-        keeping = asyncio.create_task(self._keep_lease(name))
+        keeping = asyncio.create_task(keep_lease(self._store.jobs, name, self._owner))
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -148,13 +147,7 @@ class CallRunner:
             await asyncio.to_thread(leave, self._store.jobs, name, self._owner, error)
         finally:
             keeping.cancel()
-
-    async def _keep_lease(self, name: str) -> None:
-        """While answers are gathered. Who lost it notices when the report is written."""
-        with contextlib.suppress(Conflict):
-            while True:
-                await asyncio.sleep(LEASE_S / 6)
-                await asyncio.to_thread(self._store.jobs.renew, name, self._owner, time.time())
+            await asyncio.gather(keeping, return_exceptions=True)  # a lost lease shows at the report
 
     async def _leave(self, name: str) -> None:
         """Give it back: whoever looks next goes on with it."""

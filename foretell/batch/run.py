@@ -77,7 +77,7 @@ class JobRun:
 
     async def run(self) -> None:
         """Do what is left to do; then the job is finalizing. Raises why it could not."""
-        keeping = asyncio.create_task(self._keep_lease())
+        keeping = asyncio.create_task(keep_lease(self._jobs, self.job.id, self._owner))
         working = asyncio.create_task(self._work())
         try:
             await asyncio.wait((keeping, working), return_when=asyncio.FIRST_COMPLETED)
@@ -88,11 +88,6 @@ class JobRun:
             working.cancel()
             keeping.cancel()
             await asyncio.wait((keeping, working))
-
-    async def _keep_lease(self) -> None:
-        while True:
-            await asyncio.sleep(LEASE_S / 6)
-            await asyncio.to_thread(self._jobs.renew, self.job.id, self._owner, time.time())
 
     async def _work(self) -> None:
         self.progress.began = time.monotonic()
@@ -175,6 +170,13 @@ class JobRun:
                 f" {reason or 'see the errors file'}. They are in {self._output.path / ERRORS}. Resume with a"
                 " higher limit, or mend the input and start anew"
             )
+
+
+async def keep_lease(jobs: Jobs, job: str, owner: str) -> None:
+    """Renew it until this is cancelled. Raises `Conflict` when it is lost."""
+    while True:
+        await asyncio.sleep(LEASE_S / 6)
+        await asyncio.to_thread(jobs.renew, job, owner, time.time())
 
 
 def leave(jobs: Jobs, job: str, owner: str, error: BaseException) -> None:
