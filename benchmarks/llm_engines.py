@@ -68,14 +68,15 @@ def weights() -> Path:
     return path
 
 
-def foretell() -> Engine:
-    """foretell as it is installed, nothing tuned."""
-    env, port = smollm2_store(), free_port()
+def foretell(precision: str = "int4") -> Engine:
+    """foretell as it is installed, nothing tuned but the precision that the model was added with."""
+    env, port = smollm2_store(precision), free_port()
     command = [*FORETELL, "serve", "smollm2", "--port", str(port), "--grpc-port", "-1", "--access-log", "none"]
-    process = ServerProcess("foretell-llm", command, env)
+    process = ServerProcess(f"foretell-llm-{precision}", command, env)
     url = f"http://127.0.0.1:{port}"
     process.wait_ready(lambda: answers(f"{url}/v2/models/smollm2/ready"))
-    return Engine("foretell", process, http_runner(url, "smollm2"), "defaults", port)
+    name, told = ("foretell", "") if precision == "int4" else (f"foretell, {precision}", f", added at {precision}")
+    return Engine(name, process, http_runner(url, "smollm2"), f"defaults{told}", port)
 
 
 def foretell_inside(drafts: bool = True) -> Engine:
@@ -90,12 +91,12 @@ def foretell_inside(drafts: bool = True) -> Engine:
     )
 
 
-def smollm2_store() -> dict[str, str]:
+def smollm2_store(precision: str = "int4") -> dict[str, str]:
     """The environment of a store under `.peers` that holds the model. Raises `Unavailable` if `add` fails."""
-    home = PEERS / "store" / "smollm2"
+    home = PEERS / "store" / f"smollm2-{precision}"
     if not (home / "added").exists():
         shutil.rmtree(home, ignore_errors=True)
-        command = [*FORETELL, "add", "smollm2", str(weights()), "--store", str(home)]
+        command = [*FORETELL, "add", "smollm2", str(weights()), "--precision", precision, "--store", str(home)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise Unavailable(f"foretell add smollm2 failed: {(done.stderr or done.stdout).strip()[-300:]}")
@@ -133,6 +134,7 @@ def openvino(**tuning: str) -> Engine:
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "foretell": foretell,
+    "int8": lambda: foretell("int8"),
     "inside": foretell_inside,
     "nodrafts": lambda: foretell_inside(drafts=False),
     "llamacpp": llamacpp,

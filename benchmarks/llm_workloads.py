@@ -75,13 +75,13 @@ def written(draw: Callable[[Texts], list[int]]) -> Callable[[Run, Texts, int, fl
     return measure
 
 
-_SERVERS = ("foretell", "inside", "nodrafts", "llamacpp", "openvino")
+_SERVERS = ("foretell", "int8", "llamacpp", "openvino")
 _OURS = ("inside", "nodrafts")
 WORKLOADS = (
-    *(Workload("decode", streams, decode, _SERVERS) for streams in (1, 8, 32)),
-    Workload("prompt", 1, prompt, ("foretell", "llamacpp", "openvino")),
-    Workload("prefix", 1, prefix, ("foretell", "llamacpp", "openvino")),
-    Workload("chats", 8, chats, ("foretell", "llamacpp", "openvino")),
+    *(Workload("decode", streams, decode, (*_SERVERS, *_OURS)) for streams in (1, 8, 32)),
+    Workload("prompt", 1, prompt, _SERVERS),
+    Workload("prefix", 1, prefix, _SERVERS),
+    Workload("chats", 8, chats, _SERVERS),
     *(
         Workload(name, streams, written(draw), _OURS)
         for name, draw in (("quotes", Texts.quote), ("edits", Texts.edit), ("stories", Texts.story))
