@@ -66,11 +66,13 @@ def chats(run: Run, texts: Texts, streams: int, scale: float) -> Values:
 
 
 def written(draw: Callable[[Texts], list[int]]) -> Callable[[Run, Texts, int, float], Values]:
-    """One answer of 128 tokens for each stream to prompts that `draw` makes."""
+    """Answers of 128 tokens to prompts that `draw` makes: one for each stream, or eight one after the other, since
+    how much an answer copies differs from text to text."""
 
     def measure(run: Run, texts: Texts, streams: int, scale: float) -> Values:
-        output = max(32, round(128 * scale))
-        return {DECODE: decoding(run([Ask(draw(texts), output) for _ in range(streams)], streams))}
+        asks = [Ask(draw(texts), 128) for _ in range(max(streams, round(8 * scale)))]
+        served = run(asks, streams)
+        return {DECODE: alone(served) if streams == 1 else decoding(served)}
 
     return measure
 
@@ -99,6 +101,12 @@ def decoding(served: Sequence[Served]) -> float:
     begin, end = max(one.times[0] for one in served), min(one.times[-1] for one in served)
     tokens = sum(_share(one) for one in served for time in one.times if begin < time <= end)
     return tokens / (end - begin) if end > begin else throughput(served)
+
+
+def alone(served: Sequence[Served]) -> float:
+    """Tokens per second of answers one after the other: those after the first of each, by their time."""
+    tokens = sum(_share(one) * (len(one.times) - 1) for one in served)
+    return tokens / sum(one.times[-1] - one.times[0] for one in served)
 
 
 def throughput(served: Sequence[Served]) -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.llm_engines import Served
 from benchmarks.llm_report import GOALS, OURS, Goal, Record, judge, markdown, missed, write
-from benchmarks.llm_workloads import DECODE, WORKLOADS, decoding, throughput
+from benchmarks.llm_workloads import DECODE, WORKLOADS, alone, decoding, throughput
 from benchmarks.report import BEGIN, END, insert
 
 
@@ -15,6 +15,10 @@ def test_decoding_counts_only_while_all_streams_decode():
     late = Served(0.0, [3.0, 3.5, 4.0, 4.5, 9.0], 5)
     # From 3.0 (the last stream begins) to 4.0 (the first one ends): one token of the first, two of the second.
     assert decoding([early, late]) == pytest.approx(3.0)
+
+
+def test_answers_one_after_the_other_count_without_their_prompts():
+    assert alone([Served(0.0, [1.0, 2.0, 3.0], 3), Served(3.0, [9.0, 11.0], 2)]) == pytest.approx(3 / 4)
 
 
 def test_a_piece_of_several_tokens_counts_as_many():
