@@ -20,12 +20,13 @@ from foretell.fleet.launcher import Launcher, LocalProcess
 from foretell.plane.plane import Plane
 from foretell.store.package import Package
 from foretell.store.store import Store
-from foretell.streams.answering import MOST_BYTES, Answerer, Plain, Reading
+from foretell.streams.answering import Answerer, Plain, Reading
 from foretell.streams.asking import Asker
 from foretell.streams.bytes_format import FIELD
 from foretell.streams.ends import open_sink, open_source, parse_end, scheme_of
 from foretell.streams.formats import FormatName, open_format
-from foretell.streams.pace import MOST, Pace
+from foretell.streams.message import MOST_BYTES
+from foretell.streams.pace import BUFFER, MOST, Pace
 from foretell.streams.processor import Ends, Processor
 from foretell.streams.progress import Progress
 from foretell.streams.recurrent import Recurrent
@@ -86,7 +87,7 @@ class Keeps(msgspec.Struct, frozen=True):
 
 
 class StreamSpec(msgspec.Struct, frozen=True):
-    """What the user asked for. `most`: messages of a micro-batch."""
+    """What the user asked for. `most`: messages of a micro-batch; `buffer`: bytes of all that are under way."""
 
     model: str
     route: Route
@@ -99,6 +100,7 @@ class StreamService:
     """Runs one stream. `stop` ends it with what was begun committed."""
 
     def __init__(self, config: Config, store: Store, spec: StreamSpec, launch: Launcher = LocalProcess) -> None:
+    buffer: int = BUFFER
         self.progress = Progress()
         self._config = config
         self._store = store
@@ -122,7 +124,7 @@ class StreamService:
         package = await asyncio.to_thread(self._store.fetch, info)
         if package.manifest.runtime == "llm":
             raise Unsupported(f"{info} generates text; a stream runs models that predict. Use foretell batch")
-        pace = Pace(spec.most)
+        pace = Pace(spec.most, spec.buffer, spec.reads.most_bytes)
         signature = package.manifest.signature
         asker = Asker(self._plane, parse_reference(str(info)), signature, pace)
         answerer = make_answerer(spec, signature, asker, self._config.server.trust_code, self.progress)

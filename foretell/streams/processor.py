@@ -1,7 +1,7 @@
 """The loop: poll → decode → map → ask → encode → publish → commit, several micro-batches under way at a time.
 
-Answers leave in the order in which their messages were polled, so order is kept by partition and by key. At most
-`DEPTH` micro-batches are in memory; while they are, nothing is polled.
+Answers leave in the order in which their messages were polled, so order is kept by partition and by key. While
+there are as many micro-batches or bytes in memory as `pace.py` allows, nothing is polled.
 """
 
 import asyncio
@@ -18,13 +18,10 @@ from foretell.streams.message import Message, Record, Refusal, positions
 from foretell.streams.moves import Memory, Moves
 from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import ChangeLog, Renumbering, Resume, Sink, Source, StreamReset, TransactionalSink
+from foretell.streams.protocol import ChangeLog, Renumbering, Resume, Room, Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
-
-DEPTH = 4
-"""Micro-batches under way: one is published, two are with replicas, one is polled."""
 
 
 class Ends(NamedTuple):
@@ -36,9 +33,10 @@ class Ends(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """A micro-batch under way."""
+    """A micro-batch under way, and the bytes of its messages."""
 
     messages: list[Message]
+    nbytes: int
     answered: "asyncio.Task[Answered]"
 
 
@@ -160,10 +158,8 @@ class Processor:
         """Poll, and begin what was polled. The last flight has no messages: the end."""
         messages: list[Message] | None = []
         while messages is not None and not self._stopping.is_set():
-            async with self._changed:
-                await self._changed.wait_for(lambda: len(self._flights) < DEPTH)
             try:
-                messages = await self._insist(lambda: _unhurt(self._source.poll(self._pace.most)))
+                messages = await self._poll()
             except StreamReset:
                 raise
             except StreamError:  # it is to end: what was polled before is committed all the same
@@ -172,10 +168,21 @@ class Processor:
                 await self._begin(messages)
         await self._begin([])
 
+    async def _poll(self) -> list[Message] | None:
+        """As soon as there is room for another micro-batch."""
+        async with self._changed:
+            room = await self._changed.wait_for(self._room)
+        return await self._insist(lambda: _unhurt(self._source.poll(room)))
+
+    def _room(self) -> Room:
+        self._progress.held = sum(flight.nbytes for flight in self._flights)
+        return self._pace.room(len(self._flights), self._progress.held)
+
     async def _begin(self, messages: list[Message]) -> None:
+        nbytes = sum(len(message.value) for message in messages)
         async with self._changed:
             await self._changed.wait_for(lambda: not self._committing)
-            flight = Flight(messages, asyncio.create_task(self._answerer.answer(messages)))
+            flight = Flight(messages, nbytes, asyncio.create_task(self._answerer.answer(messages)))
             self._flights.append(flight)
             self._changed.notify_all()
         if not self._answerer.pipelined:
@@ -216,6 +223,8 @@ class Processor:
             refused += answered.refused
         if not messages:
             return
+        if records:
+            self._pace.weigh(len(records), sum(len(record.value) for record in records))
         for step in self._steps:
             if step is Step.DEAD_LETTERS:
                 await self._bury(refused)
@@ -275,7 +284,7 @@ class Processor:
         self._progress.buried(len(ours))
 
     async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Try again while an end is away; what waits meanwhile is bounded by `DEPTH`."""
+        """Try again while an end is away; what waits meanwhile is bounded by `pace.py`."""
         for wait_s in self._backoff.waits():
             try:
                 return await action()

@@ -8,7 +8,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from foretell.streams.ends import open_source
 from foretell.streams.kafka_log import KafkaLog
-from foretell.streams.protocol import Resume
+from foretell.streams.message import Message, Partition, Record
+from foretell.streams.protocol import Resume, Room
 from tests.streams.conftest import lines
 from tests.streams.end_child import stream
 
@@ -39,7 +40,7 @@ async def test_a_broker_that_goes_away_during_an_assignment_is_waited_for(tmp_pa
                 raise KafkaException(faults.pop())
             return super().committed(*arguments)
 
-    monkeypatch.setattr("foretell.streams.kafka.Consumer", Slow)
+    monkeypatch.setattr("foretell.streams.kafka_source.Consumer", Slow)
     processor = stream(kafka.url(source, group=source), str(out), str(tmp_path / "dead"))
     assert await answered(processor, out, 7) == [-1.0, *(2.0 * n for n in range(4, 10))]
     assert faults == []
@@ -61,12 +62,12 @@ async def test_what_was_polled_of_a_partition_that_is_then_given_up_is_not_answe
             self.incremental_unassign(given)
             return []
 
-    monkeypatch.setattr("foretell.streams.kafka.Consumer", Giving)
+    monkeypatch.setattr("foretell.streams.kafka_source.Consumer", Giving)
     reader = open_source(kafka.url(source, group=source))
     await reader.open(Resume())
     found = []
     while not given:
-        found += await reader.poll(10)
+        found += await reader.poll(Room(10))
     assert found == []
     await reader.close()
 
