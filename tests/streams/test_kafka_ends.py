@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import signal
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from foretell.streams.ends import open_source
+from foretell.core.errors import StreamError
+from foretell.streams.ends import open_sink, open_source
 from foretell.streams.kafka_log import KafkaLog
 from foretell.streams.message import Message, Partition, Record
 from foretell.streams.protocol import Resume, Room
@@ -88,3 +91,55 @@ def test_a_change_log_grows_with_its_topic(kafka, monkeypatch):
     kafka.topic_named(name, 1)
     assert list(log.read(f"{source}/2")) == []
     assert list(log.read(f"{source}/0")) == []
+
+
+def record(number: int) -> Record:
+    message = Message(b"", b"", Partition("p"), str(number), str(number + 1), 0)
+    return Record(b'{"n":%d}' % number, message)
+
+
+async def test_a_publish_that_takes_long_is_waited_for_and_sends_nothing_twice(kafka, monkeypatch):
+    monkeypatch.setattr("foretell.streams.kafka_sink.PATIENCE_S", 0.3)
+    topic, records = kafka.topic("out"), [record(n) for n in range(1, 6)]
+    writer = open_sink(kafka.url(topic))
+    await writer.open()
+    while True:  # until it knows the topic
+        try:
+            await writer.publish([record(0)])
+            break
+        except StreamError:
+            pass
+    kafka.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            with pytest.raises(StreamError, match="no acknowledgement"):
+                await writer.publish(records)
+    finally:
+        kafka.process.send_signal(signal.SIGCONT)
+    monkeypatch.undo()
+    assert await writer.publish(records) == []
+    found = await asyncio.to_thread(kafka.read, topic, 6)
+    assert [answer["n"] for answer in found] == [0, 1, 2, 3, 4, 5]
+    await writer.close()
+
+
+async def test_what_was_acknowledged_is_not_sent_again_because_another_failed(kafka, monkeypatch):
+    class Failing(Producer):
+        def produce_batch(self, topic, items, **callbacks):
+            for item in items:
+                if item["value"] == record(1).value and not failed:
+                    failed.append(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+                    item["_error"] = failed[0]
+            super().produce_batch(topic, [item for item in items if "_error" not in item], **callbacks)
+
+    failed: list[KafkaError] = []
+    monkeypatch.setattr("foretell.streams.kafka_sink.Producer", Failing)
+    topic, records = kafka.topic("out"), [record(n) for n in range(3)]
+    writer = open_sink(kafka.url(topic))
+    await writer.open()
+    with pytest.raises(StreamError, match="authorization"):
+        await writer.publish(records)
+    assert await writer.publish(records) == []
+    found = await asyncio.to_thread(kafka.read, topic, 3)
+    assert sorted(answer["n"] for answer in found) == [0, 1, 2]
+    await writer.close()
