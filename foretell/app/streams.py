@@ -199,6 +199,6 @@ def _store_opener(keeps: Keeps, transform: Transform | None, recurrent: Recurren
 
     def open_store() -> StateStore:
         first = reset.pop() if reset else False
-        return StateStore.open(keeps.file, version, kinds, rule, keeps.cache_bytes, first, anew=keeps.reset)
+        return StateStore.open(keeps.file, version, kinds, rule, keeps.cache_bytes, first)
 
     return open_store
