@@ -53,6 +53,12 @@ class Route(msgspec.Struct, frozen=True):
         path = Path(end.host + end.path)
         return msgspec.structs.replace(self, dead_letter=str(path.with_name(f"{path.stem}.{number}{path.suffix}")))
 
+    def ends(self, owner: str) -> Ends:
+        """Those that the URLs name, for the stream `owner`; not open yet."""
+        return Ends(
+            open_source(self.source), open_sink(self.sink, owner), open_sink(self.dead_letter, f"{owner} dead-letters")
+        )
+
     def check_shared(self) -> None:
         """Raises `ConfigError` where several workers cannot share the source and the sink."""
         if not scheme_of(self.source).groups:
@@ -94,13 +100,13 @@ class StreamSpec(msgspec.Struct, frozen=True):
     reads: Reads = Reads()
     keeps: Keeps = Keeps()
     most: int = MOST
+    buffer: int = BUFFER
 
 
 class StreamService:
     """Runs one stream. `stop` ends it with what was begun committed."""
 
     def __init__(self, config: Config, store: Store, spec: StreamSpec, launch: Launcher = LocalProcess) -> None:
-    buffer: int = BUFFER
         self.progress = Progress()
         self._config = config
         self._store = store
@@ -119,7 +125,7 @@ class StreamService:
     async def run(self) -> None:
         """Until the source ends or `stop`. Raises what is wrong with the spec before anything is loaded."""
         spec = self._spec
-        ends = Ends(open_source(spec.route.source), open_sink(spec.route.sink), open_sink(spec.route.dead_letter))
+        ends = spec.route.ends(parse_reference(spec.model).name)
         info = await asyncio.to_thread(self._store.resolve, parse_reference(spec.model))
         package = await asyncio.to_thread(self._store.fetch, info)
         if package.manifest.runtime == "llm":

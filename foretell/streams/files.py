@@ -21,10 +21,11 @@ CHUNK = 2**20
 
 
 class _Held(msgspec.Struct):
-    """What a line of a sink says of the message that it answers."""
+    """What a line of a sink says of the message that it answers, and of the model that did."""
 
     source: str
     next: str
+    model: str = ""
 
 
 class FileSource:
@@ -164,8 +165,8 @@ class _Reading(msgspec.Struct):
     generation: int
     at: int
     done: str | None
-
     looked: int = 0
+
     def message(self, line: bytes, at: int, end: int, now_ms: int, cut: int = 0) -> Message:
         """The message of a line that begins at `at`."""
         position = str(at)
@@ -180,8 +181,9 @@ class FileSink:
 
     remembers = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: str = "") -> None:
         self._path = path
+        self._owner = owner
         self._file = -1
 
     async def open(self) -> Mapping[str, str]:
@@ -226,7 +228,8 @@ class FileSink:
                 end += len(line)
                 with contextlib.suppress(msgspec.MsgspecError):
                     said = decoder.decode(line)
-                    held[said.source] = said.next
+                    if said.model.partition("@")[0] == self._owner or not self._owner:
+                        held[said.source] = said.next
         os.ftruncate(self._file, end)
         return held
 
@@ -241,7 +244,7 @@ def make_source(url: EndUrl) -> FileSource:
 def make_sink(url: EndUrl) -> FileSink:
     """`PATH` and `file:///PATH`."""
     url.allow()
-    return FileSink(Path(url.host + url.path))
+    return FileSink(Path(url.host + url.path), url.owner)
 
 
 def _origin(name: str, generation: int) -> str:

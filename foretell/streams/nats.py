@@ -35,4 +35,4 @@ def make_sink(url: EndUrl) -> NatsSink:
     subject = url.path.strip("/")
     if not subject or re.search(r"[\s*>/]", subject):
         raise ConfigError(f'"{url.text}" names no subject to publish to; write nats://HOST:4222/answers.of.a')
-    return NatsSink(NatsClient(url), subject)
+    return NatsSink(NatsClient(url), subject, url.owner)

@@ -11,7 +11,7 @@ from foretell.streams.nats_client import ID, KEY, NatsClient
 
 TOO_LARGE, NOT_NEXT = 10054, 10070
 """Codes of the server: of a message, and of one that is not to be stored behind what is there."""
-SOURCE, NEXT = "Foretell-Source", "Foretell-Next"
+OWNER, SOURCE, NEXT = "Foretell-Stream", "Foretell-Source", "Foretell-Next"
 Headed = list[tuple[Record, dict[str, str]]]
 _ROOM = 512
 """Bytes that headers may take of what the server allows for a message."""
@@ -26,9 +26,10 @@ class NatsSink:
 
     remembers = True
 
-    def __init__(self, client: NatsClient, subject: str) -> None:
+    def __init__(self, client: NatsClient, subject: str, owner: str) -> None:
         self._client = client
         self._subject = subject
+        self._owner = owner
         self._stream = ""
         self._most_bytes = 0
         self._unsure = False
@@ -53,6 +54,8 @@ class NatsSink:
             except NotFoundError:
                 return {}
         headers = last.headers or {}
+        if headers.get(OWNER, "") != self._owner:
+            return {}
         return {headers[SOURCE]: headers[NEXT]} if SOURCE in headers and NEXT in headers else {}
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
@@ -105,7 +108,8 @@ class NatsSink:
     def _headers(self, record: Record, stuck: Mapping[str, str]) -> dict[str, str]:
         message = record.message
         headers = {
-            ID: f"{self._subject} {record.idempotency_key}",
+            ID: f"{self._subject} {self._owner} {record.idempotency_key}",
+            OWNER: self._owner,
             SOURCE: message.partition.origin,
             NEXT: stuck.get(message.partition.origin, message.next),
         }

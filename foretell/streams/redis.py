@@ -190,10 +190,11 @@ class RedisSink:
 
     remembers = True
 
-    def __init__(self, client: RedisClient, stream: str, maxlen: int) -> None:
+    def __init__(self, client: RedisClient, stream: str, owner: str, maxlen: int) -> None:
         self.client = client
         self._stream = stream
         self._held = f"{stream}:foretell"
+        self._owner = f"{owner} "
         self._maxlen = maxlen
         self._most_bytes = MOST_BYTES
 
@@ -214,7 +215,8 @@ class RedisSink:
                 limits: Any = await redis.config_get("proto-max-bulk-len")
                 self._most_bytes = int(next(iter(limits.values()), MOST_BYTES))
             held: Any = await redis.hgetall(self._held)
-        return {name.decode(): position.decode() for name, position in held.items()}
+        ours = self._owner.encode()
+        return {name.removeprefix(ours).decode(): at.decode() for name, at in held.items() if name.startswith(ours)}
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
         """All of them or none; those that it holds already are left out."""
@@ -245,7 +247,9 @@ class RedisSink:
         await self.client.close()
 
     def _write(self, groups: Mapping[str, Group]) -> Write:
-        return Write(self._stream, self._held, self._maxlen, groups)
+        return Write(
+            self._stream, self._held, self._maxlen, {self._owner + name: group for name, group in groups.items()}
+        )
 
     def _sorted(self, records: Sequence[Record]) -> tuple[list[Record], list[Refusal]]:
         """What fits, and the refusals of what never will."""
@@ -299,7 +303,7 @@ def make_sink(url: EndUrl) -> RedisSink:
     streams = _streams(url)
     if len(streams) != 1:
         raise ConfigError(f'"{url.text}" names {len(streams)} streams; answers go to one')
-    return RedisSink(RedisClient(url), streams[0], int(url.number("maxlen", 0, 0)))
+    return RedisSink(RedisClient(url), streams[0], url.owner, int(url.number("maxlen", 0, 0)))
 
 
 def _streams(url: EndUrl) -> list[str]:

@@ -138,6 +138,22 @@ async def test_a_file_that_is_replaced_while_it_is_followed_is_answered_too(brok
     assert {answer["source"] for answer in found} == {str(path), f"{path}/2", f"{path}/3"}
 
 
+@leased
+async def test_two_models_with_one_source_and_one_sink_do_not_drop_each_others_answers(broker, tmp_path):
+    source, sink = broker.names()
+    await broker.prepare(source, sink)
+    await broker.put(source, events(10))
+    for count in (1, 2, 2):
+        for model in ("a", "b")[:count]:
+            to = open_sink(broker.sink(sink), model)
+            to.joins = lambda source: False
+            processor = stream(broker.source(source, group=f"{model}{count}"), to, str(tmp_path / "dead"))
+            async with running(processor):
+                await until(lambda count=count: broker.read(sink), 10 * count)
+                await asyncio.sleep(0.2)
+    assert sorted(values(await broker.read(sink))) == sorted(2 * doubled(10)), "and each remembers its own"
+
+
 class Crash(Exception):
     pass
 
