@@ -56,7 +56,7 @@ class Route(msgspec.Struct, frozen=True):
     def ends(self, owner: str) -> Ends:
         """Those that the URLs name, for the stream `owner`; not open yet."""
         return Ends(
-            open_source(self.source), open_sink(self.sink, owner), open_sink(self.dead_letter, f"{owner} dead-letters")
+            open_source(self.source), open_sink(self.sink, owner), open_sink(self.dead_letter, owner, letters=True)
         )
 
     def check_shared(self) -> None:

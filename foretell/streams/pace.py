@@ -40,8 +40,9 @@ class Pace:
 
     def weigh(self, rows: int, nbytes: int) -> None:
         """The answers to so many rows have so many bytes."""
-        self._row_bytes = _mean(self._row_bytes, nbytes / rows)
-        self.most = self._fits(self.most)
+        if rows:
+            self._row_bytes = _mean(self._row_bytes, nbytes / rows)
+            self.most = self._fits(self.most)
 
     def _fits(self, most: int) -> int:
         if self._row_s > 0.0:

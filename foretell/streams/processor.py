@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from foretell.core.errors import ForetellError, StateUnwritable, StreamError
@@ -33,11 +34,15 @@ class Ends(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """A micro-batch under way, and the bytes of its messages."""
+    """A micro-batch under way."""
 
     messages: list[Message]
-    nbytes: int
     answered: "asyncio.Task[Answered]"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its messages."""
+        return sum(len(message.value) for message in self.messages)
 
 
 class Processor:
@@ -158,8 +163,10 @@ class Processor:
         """Poll, and begin what was polled. The last flight has no messages: the end."""
         messages: list[Message] | None = []
         while messages is not None and not self._stopping.is_set():
+            async with self._changed:
+                room = await self._changed.wait_for(self._room)
             try:
-                messages = await self._poll()
+                messages = await self._insist(partial(_poll, self._source, room))
             except StreamReset:
                 raise
             except StreamError:  # it is to end: what was polled before is committed all the same
@@ -168,21 +175,14 @@ class Processor:
                 await self._begin(messages)
         await self._begin([])
 
-    async def _poll(self) -> list[Message] | None:
-        """As soon as there is room for another micro-batch."""
-        async with self._changed:
-            room = await self._changed.wait_for(self._room)
-        return await self._insist(lambda: _unhurt(self._source.poll(room)))
-
     def _room(self) -> Room:
         self._progress.held = sum(flight.nbytes for flight in self._flights)
         return self._pace.room(len(self._flights), self._progress.held)
 
     async def _begin(self, messages: list[Message]) -> None:
-        nbytes = sum(len(message.value) for message in messages)
         async with self._changed:
             await self._changed.wait_for(lambda: not self._committing)
-            flight = Flight(messages, nbytes, asyncio.create_task(self._answerer.answer(messages)))
+            flight = Flight(messages, asyncio.create_task(self._answerer.answer(messages)))
             self._flights.append(flight)
             self._changed.notify_all()
         if not self._answerer.pipelined:
@@ -223,8 +223,7 @@ class Processor:
             refused += answered.refused
         if not messages:
             return
-        if records:
-            self._pace.weigh(len(records), sum(len(record.value) for record in records))
+        self._pace.weigh(len(records), sum(len(record.value) for record in records))
         for step in self._steps:
             if step is Step.DEAD_LETTERS:
                 await self._bury(refused)
@@ -306,9 +305,9 @@ async def _pause(seconds: float, stopping: asyncio.Event) -> None:
         pass
 
 
-async def _unhurt(polling: Awaitable[T]) -> T:
-    """A poll that runs in a thread must not outlive its source: a cancelled caller waits for it."""
-    task = asyncio.ensure_future(polling)
+async def _poll(source: Source, room: Room) -> list[Message] | None:
+    """One that runs in a thread must not outlive its source: a cancelled caller waits for it."""
+    task = asyncio.ensure_future(source.poll(room))
     try:
         return await asyncio.shield(task)
     finally:

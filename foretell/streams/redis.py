@@ -186,16 +186,16 @@ class RedisSink:
     """A stream, and beside it a hash that says up to where it holds answers of each partition; both are written in one
     script, so it is effectively once from any source. Redis → Redis on one server is exactly once: the group's
     position is in that script, too. As safe as the server's own persistence: `appendfsync always` survives power cuts.
+    Dead letters come in no order, so of them nothing is remembered.
     """
 
-    remembers = True
-
-    def __init__(self, client: RedisClient, stream: str, owner: str, maxlen: int) -> None:
+    def __init__(self, client: RedisClient, stream: str, url: EndUrl) -> None:
         self.client = client
+        self.remembers = not url.letters
         self._stream = stream
-        self._held = f"{stream}:foretell"
-        self._owner = f"{owner} "
-        self._maxlen = maxlen
+        self._held = f"{stream}:foretell" if self.remembers else ""
+        self._owner = f"{url.owner} "
+        self._maxlen = int(url.number("maxlen", 0, 0))
         self._most_bytes = MOST_BYTES
 
     def joins(self, source: Source) -> bool:
@@ -209,12 +209,12 @@ class RedisSink:
             kind = await redis.type(self._stream)
             if kind not in (b"stream", b"none"):
                 raise ConfigError(f'"{self._stream}" is a {kind.decode()} of Redis, no stream; name another')
-            if kind == b"none":
+            if kind == b"none" and self.remembers:
                 await redis.delete(self._held)
             with contextlib.suppress(exceptions.ResponseError):  # not every account may ask
                 limits: Any = await redis.config_get("proto-max-bulk-len")
                 self._most_bytes = int(next(iter(limits.values()), MOST_BYTES))
-            held: Any = await redis.hgetall(self._held)
+            held: Any = await redis.hgetall(self._held) if self.remembers else {}
         ours = self._owner.encode()
         return {name.removeprefix(ours).decode(): at.decode() for name, at in held.items() if name.startswith(ours)}
 
@@ -303,7 +303,7 @@ def make_sink(url: EndUrl) -> RedisSink:
     streams = _streams(url)
     if len(streams) != 1:
         raise ConfigError(f'"{url.text}" names {len(streams)} streams; answers go to one')
-    return RedisSink(RedisClient(url), streams[0], url.owner, int(url.number("maxlen", 0, 0)))
+    return RedisSink(RedisClient(url), streams[0], url)
 
 
 def _streams(url: EndUrl) -> list[str]:

@@ -78,7 +78,7 @@ for i = 3, #KEYS, 2 do
 end
 for _ = 1, tonumber(take()) do
     local name, records, new = take(), tonumber(take()), take()
-    local old = redis.call('HGET', KEYS[2], name)
+    local old = KEYS[2] ~= '' and redis.call('HGET', KEYS[2], name)
     for _ = 1, records do
         local position, key, value = take(), take(), take()
         if not old or not before(position, old) then
@@ -86,7 +86,7 @@ for _ = 1, tonumber(take()) do
             else redis.call('XADD', KEYS[1], '*', 'key', key, 'value', value) end
         end
     end
-    if not old or before(old, new) then redis.call('HSET', KEYS[2], name, new) end
+    if KEYS[2] ~= '' and (not old or before(old, new)) then redis.call('HSET', KEYS[2], name, new) end
 end
 local group = take()
 for i = 3, #KEYS, 2 do redis.call('XGROUP', 'SETID', KEYS[i + 1], group, take()) end
@@ -94,8 +94,8 @@ return 1
 """
 """Answers, up to where they go, and the positions of the source, all of it or nothing; 0 if a lease is lost.
 
-KEYS: sink, what it holds, then a lease and a stream each. ARGV: token, maxlen; partitions, each with records; a group
-and its new ids.
+KEYS: sink, what it holds ('' where nobody remembers), then a lease and a stream each. ARGV: token, maxlen; partitions,
+each with records; a group and its new ids.
 """
 
 

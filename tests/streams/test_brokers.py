@@ -303,6 +303,19 @@ async def test_an_answer_over_the_size_limit_is_refused_and_the_others_are_safe(
     await writer.close()
 
 
+@leased
+async def test_a_dead_letter_of_an_earlier_message_comes_later_and_is_not_dropped(broker):
+    """What the sink refuses is buried after what was no row."""
+    _, sink = broker.names()
+    await broker.prepare(sink)
+    writer = open_sink(broker.sink(sink), "m", letters=True)
+    await writer.open()
+    for number in (7, 3):
+        assert await writer.publish([record(number)]) == []
+    await writer.close()
+    assert [letter["n"] for letter in await until(lambda: broker.read(sink), 2)] == [7, 3]
+
+
 async def test_an_answer_over_the_limit_leaves_its_transaction_and_is_buried(tmp_path):
     broker = opened(RedisBroker, tmp_path)
     try:

@@ -110,6 +110,7 @@ async def test_a_publish_that_takes_long_is_waited_for_and_sends_nothing_twice(k
         except StreamError:
             pass
     kafka.process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(0.1)  # until all its threads stand still
     try:
         for _ in range(3):
             with pytest.raises(StreamError, match="no acknowledgement"):
