@@ -173,12 +173,15 @@ async def test_redis_gives_only_the_beginning_of_what_nobody_takes(tmp_path):
             (sent,) = await reader.client.read({"in": "0-0"}, b"value", Room(1000, 10**9, LARGE), 1)
             assert max(len(part) for _, fields, _ in sent for part in fields) == QUOTED, "it stays where it is"
             await reader.close()
-        waiting = asyncio.create_task(waited(broker.source("in", group="late", **{"from": "latest"})))
+        reader = open_source(broker.source("in", group="late", **{"from": "latest"}))
+        await reader.open(Resume())
+        waiting = asyncio.create_task(polls(reader, Room(10, 10**9, LARGE), 1))
         await asyncio.sleep(0.05)
         async with broker.client() as redis:
             await redis.xadd("in", {"value": b"1" * 500_000})
-        (message,) = await waiting
+        ((message,),) = await waiting
         assert (message.size, len(message.value)) == (500_000, QUOTED)
+        await reader.close()
     finally:
         broker.kill()
 
@@ -193,14 +196,6 @@ async def test_redis_gives_what_there_is_room_for_also_where_small_ones_are_befo
         await reader.close()
     finally:
         broker.kill()
-
-
-async def waited(url: str) -> list[Message]:
-    reader = open_source(url)
-    await reader.open(Resume())
-    (found,) = await polls(reader, Room(10, 10**9, LARGE), 1)
-    await reader.close()
-    return found
 
 
 async def test_nats_sends_no_more_bytes_than_it_was_asked_for(tmp_path, monkeypatch):
