@@ -20,12 +20,13 @@ from foretell.fleet.launcher import Launcher, LocalProcess
 from foretell.plane.plane import Plane
 from foretell.store.package import Package
 from foretell.store.store import Store
-from foretell.streams.answering import MOST_BYTES, Answerer, Plain, Reading
+from foretell.streams.answering import Answerer, Plain, Reading
 from foretell.streams.asking import Asker
 from foretell.streams.bytes_format import FIELD
 from foretell.streams.ends import open_sink, open_source, parse_end, scheme_of
 from foretell.streams.formats import FormatName, open_format
-from foretell.streams.pace import MOST, Pace
+from foretell.streams.message import MOST_BYTES
+from foretell.streams.pace import BUFFER, MOST, Pace
 from foretell.streams.processor import Ends, Processor
 from foretell.streams.progress import Progress
 from foretell.streams.recurrent import Recurrent
@@ -51,6 +52,12 @@ class Route(msgspec.Struct, frozen=True):
             return self
         path = Path(end.host + end.path)
         return msgspec.structs.replace(self, dead_letter=str(path.with_name(f"{path.stem}.{number}{path.suffix}")))
+
+    def ends(self, owner: str) -> Ends:
+        """Those that the URLs name, for the stream `owner`; not open yet."""
+        return Ends(
+            open_source(self.source), open_sink(self.sink, owner), open_sink(self.dead_letter, owner, letters=True)
+        )
 
     def check_shared(self) -> None:
         """Raises `ConfigError` where several workers cannot share the source and the sink."""
@@ -86,13 +93,14 @@ class Keeps(msgspec.Struct, frozen=True):
 
 
 class StreamSpec(msgspec.Struct, frozen=True):
-    """What the user asked for. `most`: messages of a micro-batch."""
+    """What the user asked for. `most`: messages of a micro-batch; `buffer`: bytes of all that are under way."""
 
     model: str
     route: Route
     reads: Reads = Reads()
     keeps: Keeps = Keeps()
     most: int = MOST
+    buffer: int = BUFFER
 
 
 class StreamService:
@@ -117,12 +125,12 @@ class StreamService:
     async def run(self) -> None:
         """Until the source ends or `stop`. Raises what is wrong with the spec before anything is loaded."""
         spec = self._spec
-        ends = Ends(open_source(spec.route.source), open_sink(spec.route.sink), open_sink(spec.route.dead_letter))
+        ends = spec.route.ends(parse_reference(spec.model).name)
         info = await asyncio.to_thread(self._store.resolve, parse_reference(spec.model))
         package = await asyncio.to_thread(self._store.fetch, info)
         if package.manifest.runtime == "llm":
             raise Unsupported(f"{info} generates text; a stream runs models that predict. Use foretell batch")
-        pace = Pace(spec.most)
+        pace = Pace(spec.most, spec.buffer, spec.reads.most_bytes)
         signature = package.manifest.signature
         asker = Asker(self._plane, parse_reference(str(info)), signature, pace)
         answerer = make_answerer(spec, signature, asker, self._config.server.trust_code, self.progress)
@@ -197,6 +205,6 @@ def _store_opener(keeps: Keeps, transform: Transform | None, recurrent: Recurren
 
     def open_store() -> StateStore:
         first = reset.pop() if reset else False
-        return StateStore.open(keeps.file, version, kinds, rule, keeps.cache_bytes, first, anew=keeps.reset)
+        return StateStore.open(keeps.file, version, kinds, rule, keeps.cache_bytes, first)
 
     return open_store

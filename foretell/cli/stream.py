@@ -17,9 +17,9 @@ from foretell.cli.signals import on_interrupt
 from foretell.cli.stream_view import View, serve_metrics, told
 from foretell.cli.stream_workers import RESET, Workers, report_channel, report_to
 from foretell.store.store import Store
-from foretell.streams.answering import MOST_BYTES
 from foretell.streams.formats import FormatName
-from foretell.streams.pace import MOST
+from foretell.streams.message import MOST_BYTES
+from foretell.streams.pace import BUFFER, MOST
 from foretell.streams.state import CACHE_BYTES
 from foretell.telemetry.log import setup_logging
 
@@ -42,6 +42,9 @@ Form = Annotated[FormatName, typer.Option("--format", help="Form of the messages
 Schema = Annotated[str, typer.Option(metavar="FILE[#MESSAGE]", help="Of Avro or Protobuf messages.")]
 MostBytes = Annotated[int, typer.Option(min=1, metavar="N", help="Bytes of the largest message that is taken.")]
 Most = Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Most messages of a micro-batch.")]
+Buffer = Annotated[
+    int, typer.Option(min=1, metavar="MIB", help="Memory for messages under way; while it is used, none is read.")
+]
 StateCode = Annotated[
     str, typer.Option("--state", metavar="FILE", help="transform.py: inputs from events and windows over their key.")
 ]
@@ -84,6 +87,7 @@ def run(
     workers: WorkerCount = 1,
     worker: Worker = -1,
     most: Most = MOST,
+    buffer: Buffer = BUFFER >> 20,
     metrics: Metrics = "",
     config: ConfigFile = None,
     store: StoreUrl = "",
@@ -116,6 +120,7 @@ def run(
         Reads(form, schema, columns or (), key, most_bytes),
         Keeps(state, recurrent or (), event_time, kept, reset_state, state_cache << 20),
         most,
+        buffer << 20,
     )
     settings = load_config(config, {"server": {"trust_code": trust_code or None}})
     with open_store(store, database) as opened, asyncio.Runner(loop_factory=new_event_loop) as runner:

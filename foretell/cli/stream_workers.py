@@ -64,7 +64,9 @@ class Workers:
                 if code > 0:
                     self.stop()
                 return code > 0
-            self._gone.append(msgspec.structs.replace(self._now[number], lag=-1, per_s=0.0, p50_ms=0.0, p99_ms=0.0))
+            self._gone.append(
+                msgspec.structs.replace(self._now[number], lag=-1, held=0, per_s=0.0, p50_ms=0.0, p99_ms=0.0)
+            )
             self._now[number] = Counts(trouble=f"worker {number} died ({signal.Signals(-code).name}) and starts again")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait_s)

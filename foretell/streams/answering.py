@@ -6,11 +6,8 @@ from typing import NamedTuple, Protocol
 
 from foretell.streams.answers import encode_answers
 from foretell.streams.asking import Answers, Asker
-from foretell.streams.message import Message, Record, Refusal
+from foretell.streams.message import MOST_BYTES, Message, Record, Refusal
 from foretell.streams.rows import Columns, Format, decode
-
-MOST_BYTES = 16 * 2**20
-"""A message of more is refused; it would be more than one replica's share of everything."""
 
 
 class Reading(NamedTuple):

@@ -7,10 +7,8 @@ import msgspec
 
 from foretell.core.tensor import Tensors
 from foretell.store.sample import encode_columns
-from foretell.streams.message import Message, Record, Refusal
+from foretell.streams.message import QUOTED, Message, Record, Refusal
 
-MOST_VALUE = 65536
-"""Bytes of a message that its dead letter quotes; a message over the limits of the stream would be over the sink's."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -66,12 +64,12 @@ def encode_answers(
 def encode_refusal(refusal: Refusal) -> Record:
     """A dead letter: where the message was, the reason, and the message (as base64 where it is no text)."""
     message = refusal.message
-    raw = message.value[:MOST_VALUE]
+    raw = message.value[:QUOTED]
     try:
         value: str | bytes = raw.decode()
     except UnicodeDecodeError:
         value = raw
     key = message.key.decode("utf-8", "replace")
-    cut = len(raw) < len(message.value)
+    cut = len(raw) < message.size
     letter = _Letter(key, message.partition.origin, message.position, message.next, refusal.reason, value, cut)
     return Record(_encode(letter), message)

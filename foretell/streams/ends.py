@@ -35,13 +35,17 @@ SCHEMES = {
 
 
 class EndUrl(msgspec.Struct, frozen=True):
-    """`scheme://host/path?options`; `text` is what the user wrote."""
+    """`scheme://host/path?options`; `text` is what the user wrote, `owner` names the stream whose end it is. `letters`:
+    it takes dead letters, which do not come in the order of their positions.
+    """
 
     text: str
     scheme: str
     host: str
     path: str
     options: dict[str, str]
+    owner: str = ""
+    letters: bool = False
 
     def allow(self, *known: str) -> None:
         """Raises `ConfigError` for an option that is not among `known`."""
@@ -98,9 +102,11 @@ def open_source(text: str) -> Source:
     return source
 
 
-def open_sink(text: str) -> Sink:
-    """The sink that a URL names, not open yet."""
-    url = parse_end(text)
+def open_sink(text: str, owner: str = "", letters: bool = False) -> Sink:
+    """The sink that a URL names, not open yet. It tells the answers of its `owner` from those of other streams, and
+    dead `letters` from answers.
+    """
+    url = msgspec.structs.replace(parse_end(text), owner=f"{owner} dead-letters" if letters else owner, letters=letters)
     sink: Sink = _module(url).make_sink(url)
     return sink
 

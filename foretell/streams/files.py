@@ -13,20 +13,19 @@ import msgspec
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Partition, Record, Refusal, ends
-from foretell.streams.protocol import Resume, is_replayed
+from foretell.streams.message import QUOTED, Message, Partition, Record, Refusal, ends
+from foretell.streams.protocol import Resume, Room, is_replayed
 
 WAIT_S = 0.05
 CHUNK = 2**20
-MOST_LINE = 16 * 2**20
-"""Bytes of a line that are kept; see `rows.decode`, which refuses a message as large."""
 
 
 class _Held(msgspec.Struct):
-    """What a line of a sink says of the message that it answers."""
+    """What a line of a sink says of the message that it answers, and of the model that did."""
 
     source: str
     next: str
+    model: str = ""
 
 
 class FileSource:
@@ -61,9 +60,9 @@ class FileSource:
         except StreamError as error:
             raise ConfigError(f"positions cannot be kept: {error.message}") from None
 
-    async def poll(self, most: int) -> list[Message] | None:
+    async def poll(self, room: Room) -> list[Message] | None:
         """Complete lines; the last line of a file that is not followed may lack its end."""
-        messages = await asyncio.to_thread(self._read, most)
+        messages = await asyncio.to_thread(self._read, room)
         if not messages and not self._follow:
             return None
         if not messages:
@@ -84,7 +83,7 @@ class FileSource:
     async def close(self) -> None:
         """Nothing is held open between polls."""
 
-    def _read(self, most: int) -> list[Message]:
+    def _read(self, room: Room) -> list[Message]:
         folder = self._path.is_dir()
         files = sorted(p for p in self._path.iterdir() if p.is_file() and p.name[0] != ".") if folder else [self._path]
         messages: list[Message] = []
@@ -95,8 +94,10 @@ class FileSource:
                 size = path.stat().st_size
                 if size < reading.at:
                     reading = self._replaced(reading)
-                if len(messages) < most and size > reading.at:
-                    messages += self._lines(path, reading, most - len(messages))
+                if room and size > reading.at:
+                    found = self._lines(path, reading, room)
+                    messages += found
+                    room = room.beside(found)
                 self._lag += size - reading.at
         return messages
 
@@ -117,18 +118,18 @@ class FileSource:
         self._files[name] = reading
         return reading
 
-    def _lines(self, path: Path, reading: "_Reading", most: int) -> list[Message]:
+    def _lines(self, path: Path, reading: "_Reading", room: Room) -> list[Message]:
         at = reading.at
         with path.open("rb") as file:
             file.seek(at)
             data = file.read(CHUNK)
             if len(data) == CHUNK and b"\n" not in data:
-                return self._long_line(file, data, reading)
+                return self._long_line(file, reading, room.largest)
             ended = not self._follow and not file.read(1)
         now = int(time.time() * 1000)
         messages: list[Message] = []
         for line in _split(data):
-            if len(messages) == most or not (line.endswith(b"\n") or ended):
+            if len(messages) == room.messages or at - reading.at >= room.nbytes or not (line.endswith(b"\n") or ended):
                 break
             end = at + len(line)
             if line.strip():
@@ -137,36 +138,40 @@ class FileSource:
         reading.at = at
         return messages
 
-    def _long_line(self, file: BinaryIO, head: bytes, reading: "_Reading") -> list[Message]:
-        """A line of more than a chunk; beyond `MOST_LINE` only its length is kept, for nobody takes such a message."""
-        length, complete = len(head), not self._follow
-        while more := file.read(CHUNK):
-            part = more[: more.find(b"\n") + 1] or more
-            length += len(part)
-            if len(head) <= MOST_LINE:
-                head += part
-            if part.endswith(b"\n"):
-                complete = True
-                break
-        if not complete:
+    def _long_line(self, file: BinaryIO, reading: "_Reading", largest: int) -> list[Message]:
+        """A line of more than a chunk, read once its end is known; of one that nobody takes the beginning."""
+        at, reading.looked = reading.at, max(reading.looked, reading.at + CHUNK)
+        file.seek(reading.looked)
+        end = 0
+        while not end and (more := file.read(CHUNK)):
+            found = more.find(b"\n") + 1
+            end = reading.looked + found if found else 0
+            reading.looked += found or len(more)
+        if not end and self._follow:
             return []
-        at, reading.at = reading.at, reading.at + length
-        return [reading.message(head, at, reading.at, int(time.time() * 1000))]
+        reading.at = reading.looked
+        file.seek(at)
+        length = reading.at - at
+        line = file.read(length if length <= largest + 2 else QUOTED)
+        return [reading.message(line, at, reading.at, int(time.time() * 1000), length - len(line))]
 
 
 class _Reading(msgspec.Struct):
-    """How far one file has come, the `generation`th of its name; up to `done` it was answered before."""
+    """How far one file has come, the `generation`th of its name; up to `done` it was answered before, and up to
+    `looked` there is no end of the line that begins at `at`.
+    """
 
     partition: Partition
     generation: int
     at: int
     done: str | None
+    looked: int = 0
 
-    def message(self, line: bytes, at: int, end: int, now_ms: int) -> Message:
+    def message(self, line: bytes, at: int, end: int, now_ms: int, cut: int = 0) -> Message:
         """The message of a line that begins at `at`."""
         position = str(at)
         replayed = is_replayed(position, self.done)
-        return Message(line.rstrip(b"\r\n"), b"", self.partition, position, str(end), now_ms, replayed)
+        return Message(line.rstrip(b"\r\n"), b"", self.partition, position, str(end), now_ms, replayed, cut)
 
 
 class FileSink:
@@ -176,8 +181,9 @@ class FileSink:
 
     remembers = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: str = "") -> None:
         self._path = path
+        self._owner = owner
         self._file = -1
 
     async def open(self) -> Mapping[str, str]:
@@ -222,7 +228,8 @@ class FileSink:
                 end += len(line)
                 with contextlib.suppress(msgspec.MsgspecError):
                     said = decoder.decode(line)
-                    held[said.source] = said.next
+                    if said.model.partition("@")[0] == self._owner or not self._owner:
+                        held[said.source] = said.next
         os.ftruncate(self._file, end)
         return held
 
@@ -237,7 +244,7 @@ def make_source(url: EndUrl) -> FileSource:
 def make_sink(url: EndUrl) -> FileSink:
     """`PATH` and `file:///PATH`."""
     url.allow()
-    return FileSink(Path(url.host + url.path))
+    return FileSink(Path(url.host + url.path), url.owner)
 
 
 def _origin(name: str, generation: int) -> str:

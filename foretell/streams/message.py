@@ -5,6 +5,11 @@ from typing import NamedTuple
 
 import msgspec
 
+MOST_BYTES = 16 * 2**20
+"""A message of more is refused; it would be more than one replica's share of everything."""
+QUOTED = 65536
+"""Bytes of a message that its dead letter quotes; one over the limits of the stream would be over the sink's."""
+
 
 class Partition:
     """An ordered part of a source ("topic/3", a path) as long as this reader has it; `held` is false from the moment on
@@ -23,6 +28,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """One event. `position`: where it is in its partition, and `next`: where a reader goes on once it is done.
 
     `time`: milliseconds since 1970 when it was made. `replayed`: it was answered before and only state needs it again.
+    `cut`: bytes that are not in `value`, for nobody takes a message as large.
     """
 
     value: bytes
@@ -32,6 +38,12 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     next: str
     time: int
     replayed: bool = False
+    cut: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that the message has."""
+        return len(self.value) + self.cut
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

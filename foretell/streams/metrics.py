@@ -42,6 +42,7 @@ class StreamMetrics(Collector):
             yield counter
         for name, told, value in (
             ("lag", "What waits at the source, in its own unit; -1 where it cannot say.", float(now.lag)),
+            ("buffered_bytes", "Bytes of the messages that were polled and are not committed.", float(now.held)),
             ("answers_per_second", "Answers a second over the last seconds.", now.per_s),
         ):
             gauge = GaugeMetricFamily(f"foretell_stream_{name}", told, labels=["model"])

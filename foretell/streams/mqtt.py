@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
 from paho.mqtt.client import MQTTMessage
+from paho.mqtt.reasoncodes import ReasonCode
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
 from foretell.streams.message import Message, Partition, Record, Refusal
-from foretell.streams.mqtt_client import MqttClient, Session
-from foretell.streams.protocol import Resume, StreamReset
+from foretell.streams.mqtt_client import PATIENCE_S, Inlet, MqttClient, Reader, Session
+from foretell.streams.protocol import Resume, Room, StreamReset, taken
 
 WAIT_S = 0.1
 WINDOW = 8192
 """Messages that the broker may have sent and that are not acknowledged yet."""
+AHEAD_BYTES = 2**24
+"""Bytes that may have come and wait to be polled; then nothing more is read, and the broker waits."""
 EXPIRY_S = 7 * 24 * 3600
 NEVER = (0x95, 0x99)
 """Packet too large, payload format invalid: of the message itself."""
@@ -41,8 +44,10 @@ class MqttSource:
         self._partition = Partition(topics)
         self._number = 0
         self._came: deque[MQTTMessage] = deque()
+        self._inlet = Inlet(AHEAD_BYTES)
         self._some = asyncio.Event()
         self._mids: dict[str, int] = {}
+        self._subscribed: asyncio.Future[ReasonCode] | None = None
 
     async def open(self, resume: Resume) -> None:
         """Take up the session. Positions go on behind all that anybody remembers."""
@@ -50,22 +55,29 @@ class MqttSource:
         self._mids.clear()
         self._number = max(self._number, resume.beyond(self._name))
         self._partition = Partition(self._name)
-        await self._client.connect(self._session, self._receive)
-        await self._client.subscribe(self._subscription)
+        self._inlet = Inlet(AHEAD_BYTES)
+        await self._client.connect(self._session, Reader(self._receive, self._inlet))
+        self._subscribed = self._client.subscribe(self._subscription)
+        until = time.monotonic() + PATIENCE_S
+        while not (self._subscribed.done() or self._inlet.full):  # what the session kept comes first
+            await asyncio.wait((self._subscribed,), timeout=WAIT_S)
+            if time.monotonic() > until:
+                raise StreamError(f"{self._client}: the subscription is not acknowledged")
+        self._check()
 
-    async def poll(self, most: int) -> list[Message] | None:
+    async def poll(self, room: Room) -> list[Message] | None:
         """What has come; waits a moment for one. Raises `StreamReset` where what was polled will come again."""
         if not self._came:
-            if self._client.lost:
-                self._partition.held = False
-                raise StreamReset(f"{self._client}: {self._client.lost}")
+            self._check()
             self._some.clear()
             try:
                 await asyncio.wait_for(self._some.wait(), WAIT_S)
             except TimeoutError:
                 return []
         now = int(time.time() * 1000)
-        return [self._message(self._came.popleft(), now) for _ in range(min(most, len(self._came)))]
+        found = [self._message(item, now) for item in taken(self._came, room, lambda item: len(item.payload))]
+        self._inlet.leave(sum(len(message.value) for message in found))
+        return found
 
     async def commit(self, messages: Sequence[Message]) -> None:
         """Acknowledge them, in the order in which they came."""
@@ -85,6 +97,15 @@ class MqttSource:
     async def close(self) -> None:
         self._partition.held = False
         await self._client.close()
+
+    def _check(self) -> None:
+        """Raises `StreamReset` if the connection is lost, `ConfigError` if the subscription was refused."""
+        if self._client.lost:
+            self._partition.held = False
+            raise StreamReset(f"{self._client}: {self._client.lost}")
+        if self._subscribed is not None and self._subscribed.done() and self._subscribed.result().is_failure:
+            reason = self._subscribed.result()
+            raise ConfigError(f'{self._client} refuses the subscription to "{self._subscription}": {reason}')
 
     def _receive(self, message: MQTTMessage) -> None:
         self._came.append(message)

@@ -6,6 +6,7 @@ FORETELL_MQTT_CA names the file of an authority.
 
 import asyncio
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,6 +37,46 @@ class Session(NamedTuple):
     window: int = 0
 
 
+class Inlet:
+    """Room for what came and was not taken. The thread that brings it waits while there is none."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._shut = False
+        self._changed = threading.Condition()
+
+    @property
+    def full(self) -> bool:
+        """Whether the next one has to wait."""
+        return self._held >= self._most
+
+    def enter(self, size: int) -> None:
+        """One of `size` bytes came."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.full or self._shut)
+            self._held += size
+
+    def leave(self, size: int) -> None:
+        """So many bytes were taken."""
+        with self._changed:
+            self._held -= size
+            self._changed.notify_all()
+
+    def shut(self) -> None:
+        """Nobody takes anything any more, so nobody has to wait."""
+        with self._changed:
+            self._shut = True
+            self._changed.notify_all()
+
+
+class Reader(NamedTuple):
+    """Who reads what comes: `received` is called in the loop, for what the inlet has let in."""
+
+    received: Callable[[MQTTMessage], None]
+    inlet: Inlet
+
+
 class MqttClient:
     """One connection. It is not mended but made anew: what was unacknowledged comes again on the next one."""
 
@@ -51,12 +92,13 @@ class MqttClient:
         self._port = int(port)
         self._paho: Any = None
         self._waiting: dict[int, asyncio.Future[ReasonCode]] = {}
+        self._reader: Reader | None = None
         self._answered: asyncio.Future[ReasonCode] | None = None
         self._gate = asyncio.Semaphore(1)
         """Room for messages that the broker has not acknowledged."""
 
-    async def connect(self, session: Session, received: Callable[[MQTTMessage], None] | None = None) -> None:
-        """Be there, with the session that the broker has kept. `received` is called in this loop.
+    async def connect(self, session: Session, reader: Reader | None = None) -> None:
+        """Be there, with the session that the broker has kept.
 
         Raises `StreamError` where a retry may help, `ConfigError` where it will not.
         """
@@ -80,9 +122,14 @@ class MqttClient:
         paho.on_disconnect = lambda _c, _u, _flags, reason, _more: call(self._disconnected, reason)
         paho.on_publish = lambda _c, _u, mid, reason, _more: call(self._acknowledged, mid, reason)
         paho.on_subscribe = lambda _c, _u, mid, reasons, _more: call(self._acknowledged, mid, reasons[0])
-        if received is not None:
-            paho.on_message = lambda _c, _u, message: call(received, message)
-        self._paho, self._answered = paho, loop.create_future()
+        if reader is not None:
+
+            def receive(_client: Client, _data: object, message: MQTTMessage) -> None:
+                reader.inlet.enter(len(message.payload))
+                call(reader.received, message)
+
+            paho.on_message = receive
+        self._paho, self._answered, self._reader = paho, loop.create_future(), reader
         try:
             await asyncio.to_thread(
                 paho.connect,
@@ -104,6 +151,8 @@ class MqttClient:
     async def close(self) -> None:
         """Leave in order; the session stays at the broker as long as it is to."""
         paho, self._paho, self.lost = self._paho, None, "closed"
+        if self._reader is not None:
+            self._reader.inlet.shut()
         if paho is not None:
             paho.disconnect()
             await asyncio.to_thread(paho.loop_stop)
@@ -111,13 +160,11 @@ class MqttClient:
             waiting.cancel()
         self._waiting.clear()
 
-    async def subscribe(self, topics: str) -> None:
-        """With QoS 1. Raises `ConfigError` where the broker refuses that."""
+    def subscribe(self, topics: str) -> "asyncio.Future[ReasonCode]":
+        """With QoS 1; what the broker says of it comes behind what it kept of the session."""
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
         _, mid = self._paho.subscribe(topics, options=options)
-        reason = await self.acknowledged([self.expect(mid)])
-        if reason[0].is_failure:
-            raise ConfigError(f'{self} refuses the subscription to "{topics}": {reason[0]}')
+        return self.expect(mid)
 
     async def publish(self, topic: str, value: bytes) -> "asyncio.Future[ReasonCode]":
         """With QoS 1, once the broker has room for it; see `acknowledged`. Raises `StreamError`."""

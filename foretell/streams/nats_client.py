@@ -21,7 +21,7 @@ from foretell.streams.ends import EndUrl
 CONNECT_S = 5.0
 PING_S = 10.0
 PATIENCE_S = 30.0
-ID, BEFORE = "Nats-Msg-Id", "Nats-Expected-Last-Msg-Id"
+ID, BEFORE, KEY = "Nats-Msg-Id", "Nats-Expected-Last-Msg-Id", "Foretell-Key"
 FAULTS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 """What the client raises when something is away."""
 

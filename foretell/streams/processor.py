@@ -1,13 +1,14 @@
 """The loop: poll → decode → map → ask → encode → publish → commit, several micro-batches under way at a time.
 
-Answers leave in the order in which their messages were polled, so order is kept by partition and by key. At most
-`DEPTH` micro-batches are in memory; while they are, nothing is polled.
+Answers leave in the order in which their messages were polled, so order is kept by partition and by key. While
+there are as many micro-batches or bytes in memory as `pace.py` allows, nothing is polled.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from foretell.core.errors import ForetellError, StateUnwritable, StreamError
@@ -18,13 +19,10 @@ from foretell.streams.message import Message, Record, Refusal, positions
 from foretell.streams.moves import Memory, Moves
 from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
-from foretell.streams.protocol import ChangeLog, Renumbering, Resume, Sink, Source, StreamReset, TransactionalSink
+from foretell.streams.protocol import ChangeLog, Renumbering, Resume, Room, Sink, Source, StreamReset, TransactionalSink
 from foretell.streams.retry import Backoff
 
 T = TypeVar("T")
-
-DEPTH = 4
-"""Micro-batches under way: one is published, two are with replicas, one is polled."""
 
 
 class Ends(NamedTuple):
@@ -40,6 +38,11 @@ class Flight(NamedTuple):
 
     messages: list[Message]
     answered: "asyncio.Task[Answered]"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its messages."""
+        return sum(len(message.value) for message in self.messages)
 
 
 class Processor:
@@ -161,9 +164,9 @@ class Processor:
         messages: list[Message] | None = []
         while messages is not None and not self._stopping.is_set():
             async with self._changed:
-                await self._changed.wait_for(lambda: len(self._flights) < DEPTH)
+                room = await self._changed.wait_for(self._room)
             try:
-                messages = await self._insist(lambda: _unhurt(self._source.poll(self._pace.most)))
+                messages = await self._insist(partial(_poll, self._source, room))
             except StreamReset:
                 raise
             except StreamError:  # it is to end: what was polled before is committed all the same
@@ -171,6 +174,10 @@ class Processor:
             if messages:
                 await self._begin(messages)
         await self._begin([])
+
+    def _room(self) -> Room:
+        self._progress.held = sum(flight.nbytes for flight in self._flights)
+        return self._pace.room(len(self._flights), self._progress.held)
 
     async def _begin(self, messages: list[Message]) -> None:
         async with self._changed:
@@ -216,6 +223,7 @@ class Processor:
             refused += answered.refused
         if not messages:
             return
+        self._pace.weigh(len(records), sum(len(record.value) for record in records))
         for step in self._steps:
             if step is Step.DEAD_LETTERS:
                 await self._bury(refused)
@@ -275,7 +283,7 @@ class Processor:
         self._progress.buried(len(ours))
 
     async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Try again while an end is away; what waits meanwhile is bounded by `DEPTH`."""
+        """Try again while an end is away; what waits meanwhile is bounded by `pace.py`."""
         for wait_s in self._backoff.waits():
             try:
                 return await action()
@@ -297,9 +305,9 @@ async def _pause(seconds: float, stopping: asyncio.Event) -> None:
         pass
 
 
-async def _unhurt(polling: Awaitable[T]) -> T:
-    """A poll that runs in a thread must not outlive its source: a cancelled caller waits for it."""
-    task = asyncio.ensure_future(polling)
+async def _poll(source: Source, room: Room) -> list[Message] | None:
+    """One that runs in a thread must not outlive its source: a cancelled caller waits for it."""
+    task = asyncio.ensure_future(source.poll(room))
     try:
         return await asyncio.shield(task)
     finally:

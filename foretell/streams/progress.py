@@ -18,7 +18,8 @@ RECENT_S = 5.0
 
 class Counts(msgspec.Struct, frozen=True):
     """How a stream goes, at a moment. Counts are since the start; `lag` is -1 where nobody can say, `trouble` the fault
-    that is being waited out. `seconds` and `buckets` are the sum and the histogram of all latencies.
+    that is being waited out, `held` the bytes of messages under way. `seconds` and `buckets` are the sum and the
+    histogram of all latencies.
     """
 
     answered: int = 0
@@ -33,6 +34,7 @@ class Counts(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     buckets: tuple[int, ...] = ()
     trouble: str = ""
+    held: int = 0
 
 
 def together(parts: Iterable[Counts]) -> Counts:
@@ -55,6 +57,7 @@ def together(parts: Iterable[Counts]) -> Counts:
         sum(part.seconds for part in found),
         tuple(map(sum, zip(*buckets, strict=True))),
         next((part.trouble for part in found if part.trouble), ""),
+        sum(part.held for part in found),
     )
 
 
@@ -68,6 +71,7 @@ class Progress:
         self.ahead = 0
         self.faults = 0
         self.lag = -1
+        self.held = 0
         self.trouble = ""
         self._latency = Histogram()
         self._latencies: deque[int] = deque(maxlen=KEPT)
@@ -124,6 +128,7 @@ class Progress:
             self._latency.sum,
             buckets,
             self.trouble,
+            self.held,
         )
 
     def _per_s(self) -> float:

@@ -3,14 +3,16 @@
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
 from foretell.core.errors import StreamError
-from foretell.streams.message import Change, Message, Record, Refusal, later, order
+from foretell.streams.message import MOST_BYTES, Change, Message, Record, Refusal, later, order
 
+T = TypeVar("T")
 Portion = Sequence[tuple[bytes, bytes | None]]
 """Some of a change-log: keys and values as `Change` has them."""
 
@@ -55,14 +57,41 @@ def is_replayed(position: str, done: str | None) -> bool:
     return done is not None and order(position) < order(done)
 
 
+class Room(NamedTuple):
+    """What a processor has room for: so many messages, of `nbytes` together; the one that goes beyond is the last. Of
+    one with more than `largest` bytes its beginning is enough (see `Message.cut`).
+    """
+
+    messages: int
+    nbytes: int = 4 * MOST_BYTES
+    largest: int = MOST_BYTES
+
+    def __bool__(self) -> bool:
+        return self.messages > 0 and self.nbytes > 0
+
+    def beside(self, messages: Sequence[Message]) -> "Room":
+        """What is left beside these."""
+        nbytes = sum(len(message.value) for message in messages)
+        return Room(self.messages - len(messages), self.nbytes - nbytes, self.largest)
+
+
+def taken(came: deque[T], room: Room, size: Callable[[T], int]) -> Iterator[T]:
+    """Those that there is room for, taken out of `came`."""
+    count = held = 0
+    while came and count < room.messages and held < room.nbytes:
+        item = came.popleft()
+        count, held = count + 1, held + size(item)
+        yield item
+
+
 class Source(Protocol):
     """Where messages come from. Remembers what was committed if it can; what was not committed comes again."""
 
     async def open(self, resume: Resume) -> None:
         """Begin where `resume` says. Raises `StreamError` where a retry may help."""
 
-    async def poll(self, most: int) -> list[Message] | None:
-        """What is there, at most so many, in order of each partition; waits a moment for one. None: the end."""
+    async def poll(self, room: Room) -> list[Message] | None:
+        """What is there and finds room, in order of each partition; waits a moment for one. None: the end."""
 
     async def commit(self, messages: Sequence[Message]) -> None:
         """All of these are done, in the order in which they were polled. Nothing of partitions that are not held is

@@ -17,9 +17,9 @@ from redis.asyncio import Redis
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.beat import Beat
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Change, Message, Partition, Record, Refusal, ends
-from foretell.streams.protocol import Resume, Source, StreamReset, is_replayed
-from foretell.streams.redis_client import RELEASE, RENEW, Commit, Group, RedisClient, Write
+from foretell.streams.message import QUOTED, Change, Message, Partition, Record, Refusal, ends
+from foretell.streams.protocol import Resume, Room, Source, StreamReset, is_replayed
+from foretell.streams.redis_client import RELEASE, RENEW, Commit, Entry, Group, RedisClient, Write
 
 WAIT_MS = 100
 LEASE_S = 10.0
@@ -71,23 +71,19 @@ class RedisSource:
         self._renewed = time.monotonic()
         self._beat = Beat(self._renew, self._options.lease_s / 4)
 
-    async def poll(self, most: int) -> list[Message] | None:
+    async def poll(self, room: Room) -> list[Message] | None:
         """Entries behind those polled; waits a moment for one."""
         if self._lost:
             raise StreamReset(self._lost)
-        redis = await self.client.connect()
-        share = max(1, most // len(self._streams))
-        with self.client.told():
-            found: Any = await redis.xread(self._at, count=share, block=WAIT_MS)
+        found = await self.client.read(self._at, self._options.field, room, WAIT_MS)
         messages: list[Message] = []
-        for raw, entries in found.items() if isinstance(found, dict) else found:
-            stream = raw.decode()
-            rows = entries[0] if isinstance(found, dict) else entries
-            messages += [self._message(stream, entry.decode(), fields) for entry, fields in rows]
-            counted = self._polled.get(stream)
-            self._at[stream] = rows[-1][0].decode()
-            if counted is not None:
-                self._polled[stream] = counted + len(rows)
+        for stream, entries in zip(list(self._at), found, strict=True):
+            if entries:
+                messages += [self._message(stream, entry, room.largest) for entry in entries]
+                counted = self._polled.get(stream)
+                self._at[stream] = entries[-1][0].decode()
+                if counted is not None:
+                    self._polled[stream] = counted + len(entries)
         return messages
 
     async def commit(self, messages: Sequence[Message]) -> None:
@@ -133,19 +129,23 @@ class RedisSource:
         self._at[stream] = FIRST if start is None else ahead_of(start)
         self._polled[stream] = 0 if start is None else None
 
-    def _message(self, stream: str, entry: str, fields: Any) -> Message:
+    def _message(self, stream: str, item: Entry, largest: int) -> Message:
+        entry, fields, cut = item[0].decode(), item[1], item[2]
         pairs = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
         value = pairs.get(self._options.field)
-        key = pairs.get(b"key", b"")
+        value = whole(pairs) if value is None else value
+        if len(value) > largest:
+            value, cut = value[:QUOTED], max(0, len(value) - QUOTED)
         done = self._done[stream]
         return Message(
-            whole(pairs) if value is None else value,
-            key,
+            value,
+            pairs.get(b"key", b""),
             self._partitions[stream],
             entry,
             after(entry),
             int(entry.partition("-")[0]) if entry.partition("-")[0] > "1" else int(time.time() * 1000),
             done is not None and is_replayed(entry, done),
+            cut,
         )
 
     async def _renew(self) -> bool:
@@ -186,15 +186,16 @@ class RedisSink:
     """A stream, and beside it a hash that says up to where it holds answers of each partition; both are written in one
     script, so it is effectively once from any source. Redis → Redis on one server is exactly once: the group's
     position is in that script, too. As safe as the server's own persistence: `appendfsync always` survives power cuts.
+    Dead letters come in no order, so of them nothing is remembered.
     """
 
-    remembers = True
-
-    def __init__(self, client: RedisClient, stream: str, maxlen: int) -> None:
+    def __init__(self, client: RedisClient, stream: str, url: EndUrl) -> None:
         self.client = client
+        self.remembers = not url.letters
         self._stream = stream
-        self._held = f"{stream}:foretell"
-        self._maxlen = maxlen
+        self._held = f"{stream}:foretell" if self.remembers else ""
+        self._owner = f"{url.owner} "
+        self._maxlen = int(url.number("maxlen", 0, 0))
         self._most_bytes = MOST_BYTES
 
     def joins(self, source: Source) -> bool:
@@ -208,13 +209,14 @@ class RedisSink:
             kind = await redis.type(self._stream)
             if kind not in (b"stream", b"none"):
                 raise ConfigError(f'"{self._stream}" is a {kind.decode()} of Redis, no stream; name another')
-            if kind == b"none":
+            if kind == b"none" and self.remembers:
                 await redis.delete(self._held)
             with contextlib.suppress(exceptions.ResponseError):  # not every account may ask
                 limits: Any = await redis.config_get("proto-max-bulk-len")
                 self._most_bytes = int(next(iter(limits.values()), MOST_BYTES))
-            held: Any = await redis.hgetall(self._held)
-        return {name.decode(): position.decode() for name, position in held.items()}
+            held: Any = await redis.hgetall(self._held) if self.remembers else {}
+        ours = self._owner.encode()
+        return {name.removeprefix(ours).decode(): at.decode() for name, at in held.items() if name.startswith(ours)}
 
     async def publish(self, records: Sequence[Record]) -> list[Refusal]:
         """All of them or none; those that it holds already are left out."""
@@ -245,7 +247,9 @@ class RedisSink:
         await self.client.close()
 
     def _write(self, groups: Mapping[str, Group]) -> Write:
-        return Write(self._stream, self._held, self._maxlen, groups)
+        return Write(
+            self._stream, self._held, self._maxlen, {self._owner + name: group for name, group in groups.items()}
+        )
 
     def _sorted(self, records: Sequence[Record]) -> tuple[list[Record], list[Refusal]]:
         """What fits, and the refusals of what never will."""
@@ -299,7 +303,7 @@ def make_sink(url: EndUrl) -> RedisSink:
     streams = _streams(url)
     if len(streams) != 1:
         raise ConfigError(f'"{url.text}" names {len(streams)} streams; answers go to one')
-    return RedisSink(RedisClient(url), streams[0], int(url.number("maxlen", 0, 0)))
+    return RedisSink(RedisClient(url), streams[0], url)
 
 
 def _streams(url: EndUrl) -> list[str]:

@@ -17,12 +17,49 @@ from redis.backoff import NoBackoff
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Record
-from foretell.streams.protocol import StreamReset
+from foretell.streams.message import QUOTED, Record
+from foretell.streams.protocol import Room, StreamReset
 
 PATIENCE_S = 30.0
+Entry = tuple[bytes, Any, int]
+"""An id, its fields, and bytes of the message that are not among them, for nobody takes a message as large."""
 RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+READ = """
+local share, nbytes, largest, quoted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local field, found = ARGV[5], {}
+for s, stream in ipairs(KEYS) do
+    local at, left, most, rows = ARGV[5 + s], nbytes, 1, {}
+    while #rows < share and left > 0 do
+        local count = math.min(share - #rows, math.max(1, #rows), math.max(1, math.floor(left / most)))
+        local entries = redis.call('XRANGE', stream, '(' .. at, '+', 'COUNT', count)
+        for _, entry in ipairs(entries) do
+            if left <= 0 then break end
+            local fields, size, cut, value, key = entry[2], 0, 0, nil, ''
+            for i = 1, #fields, 2 do
+                size = size + #fields[i] + #fields[i + 1]
+                if fields[i] == field then value = fields[i + 1] end
+                if fields[i] == 'key' then key = fields[i + 1] end
+            end
+            if value then size = #value end
+            if size > largest then
+                value = string.sub(value or table.concat(fields, ' '), 1, quoted)
+                fields, cut, size = {field, value, 'key', key}, size - #value, #value
+            end
+            rows[#rows + 1] = {entry[1], fields, cut}
+            left, most, at = left - size, math.max(most, size), entry[1]
+        end
+        if #entries < count then break end
+    end
+    found[s] = rows
+end
+return found
+"""
+"""Entries behind the last one polled of each stream, as many as there is room for; XREAD knows no bytes.
+
+KEYS: streams. ARGV: most entries and bytes of each stream, bytes of the largest message and of the beginning that is
+given of a larger one, the field that holds the message; the last id polled of each stream.
+"""
 SETTLE = """
 local function before(a, b)
     local x, y = {}, {}
@@ -41,7 +78,7 @@ for i = 3, #KEYS, 2 do
 end
 for _ = 1, tonumber(take()) do
     local name, records, new = take(), tonumber(take()), take()
-    local old = redis.call('HGET', KEYS[2], name)
+    local old = KEYS[2] ~= '' and redis.call('HGET', KEYS[2], name)
     for _ = 1, records do
         local position, key, value = take(), take(), take()
         if not old or not before(position, old) then
@@ -49,7 +86,7 @@ for _ = 1, tonumber(take()) do
             else redis.call('XADD', KEYS[1], '*', 'key', key, 'value', value) end
         end
     end
-    if not old or before(old, new) then redis.call('HSET', KEYS[2], name, new) end
+    if KEYS[2] ~= '' and (not old or before(old, new)) then redis.call('HSET', KEYS[2], name, new) end
 end
 local group = take()
 for i = 3, #KEYS, 2 do redis.call('XGROUP', 'SETID', KEYS[i + 1], group, take()) end
@@ -57,8 +94,8 @@ return 1
 """
 """Answers, up to where they go, and the positions of the source, all of it or nothing; 0 if a lease is lost.
 
-KEYS: sink, what it holds, then a lease and a stream each. ARGV: token, maxlen; partitions, each with records; a group
-and its new ids.
+KEYS: sink, what it holds ('' where nobody remembers), then a lease and a stream each. ARGV: token, maxlen; partitions,
+each with records; a group and its new ids.
 """
 
 
@@ -72,6 +109,7 @@ class RedisClient:
         self._place = (host, int(port), int(url.options.get("db", "0")))
         self._redis: Redis | None = None
         self._settle: Any = None
+        self._read: Any = None
 
     def same(self, other: "RedisClient") -> bool:
         """Whether both are the same database."""
@@ -95,6 +133,7 @@ class RedisClient:
                 **trusted,
             )
             self._settle = self._redis.register_script(SETTLE)
+            self._read = self._redis.register_script(READ)
         return self._redis
 
     async def close(self) -> None:
@@ -117,6 +156,19 @@ class RedisClient:
             if "WRONGTYPE" in str(error):
                 raise ConfigError(f"{where}: a key of this name is no stream") from None
             raise StreamError(f"{where}: {error or type(error).__name__}") from None
+
+    async def read(self, after: Mapping[str, str], field: bytes, room: Room, wait_ms: int) -> list[list[Entry]]:
+        """What is behind the ids `after` and finds room, by stream; waits a moment for an entry of any."""
+        redis = await self.connect()
+        count = len(after)
+        limits = max(1, room.messages // count), max(1, room.nbytes // count), room.largest, QUOTED
+        with self.told():
+            found: list[list[Entry]] = await self._read(keys=list(after), args=[*limits, field, *after.values()])
+            if not any(found):
+                came: Any = await redis.xread(dict(after), count=1, block=wait_ms)
+                first = {name.decode(): entries for name, entries in came}
+                found = [[(*entry, 0) for entry in first.get(name, ())] for name in after]
+        return found
 
     async def settle(self, write: "Write | None", commit: "Commit | None") -> None:
         """Run `SETTLE`. Raises `StreamReset` if a lease is lost."""

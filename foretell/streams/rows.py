@@ -46,7 +46,7 @@ def decode(messages: Sequence[Message], form: Format, key: str, most_bytes: int)
     """
     convert = form.decode
     try:
-        if max(map(len, (message.value for message in messages)), default=0) <= most_bytes:
+        if max((message.size for message in messages), default=0) <= most_bytes:
             found = Decoded(list(messages), [convert(message.value) for message in messages], [])
             return _keyed(found, form, key) if key else found
     except InvalidInput:
@@ -54,8 +54,8 @@ def decode(messages: Sequence[Message], form: Format, key: str, most_bytes: int)
     found = Decoded([], [], [])
     for message in messages:
         try:
-            if len(message.value) > most_bytes:
-                raise InvalidInput(f"the message has {len(message.value):,} bytes, the limit is {most_bytes:,}")
+            if message.size > most_bytes:
+                raise InvalidInput(f"the message has {message.size:,} bytes, the limit is {most_bytes:,}")
             one = Decoded([message], [convert(message.value)], [])
             if key:
                 one = _keyed(one, form, key)

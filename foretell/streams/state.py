@@ -46,7 +46,7 @@ class StateStore:
     """
 
     def __init__(
-        self, file: StateFile, version: str, kinds: Mapping[str, Kind], rule: Watermark, cache_bytes: int, anew: bool
+        self, file: StateFile, version: str, kinds: Mapping[str, Kind], rule: Watermark, cache_bytes: int
     ) -> None:
         self._file = file
         self._version = version
@@ -60,7 +60,7 @@ class StateStore:
         self._stale: dict[str, list[bytes]] = {}
         for name, clock in file.read("SELECT name, clock FROM partitions WHERE clock IS NOT NULL"):
             self._clocks[name] = msgspec.msgpack.decode(clock, type=Clock)
-        self._anew = anew and not self.positions()
+        self._anew: dict[str, str | None] = dict(file.read("SELECT name, position FROM anew"))
 
     @classmethod
     def open(
@@ -72,18 +72,17 @@ class StateStore:
         cache_bytes: int = CACHE_BYTES,
         reset: bool = False,
         fsync: bool = False,
-        anew: bool = False,
     ) -> "StateStore":
         """Open the file, or make it. `version` is the digest of what makes the state (`Transform.version`), `kinds`
         says what is kept under each name, `rule` how event time advances.
 
         A killed process loses nothing that was committed. Power that fails may lose the last commits as a whole, state
-        and position together, unless `fsync`. `reset` moves an old file aside; with it, or when it is opened
-        `anew` after that, no change-log counts before the first commit. Raises `StateError` if the file is
-        damaged, in use or of another version.
+        and position together, unless `fsync`. `reset` moves an old file aside; then no change-log counts before the
+        first commit, however often the file is opened until then. Raises `StateError` if the file is damaged, in use
+        or of another version.
         """
         file = StateFile.open(Path(path), version, reset, fsync)
-        return cls(file, version, kinds, rule or Watermark(), cache_bytes, reset or anew)
+        return cls(file, version, kinds, rule or Watermark(), cache_bytes)
 
     def table(self, partition: str, name: str) -> Table:
         """The entries under `name` in a partition."""
@@ -170,12 +169,15 @@ class StateStore:
         self.keep()
         plans = self._plan() if self._plans is None else self._plans
         self._plans = None
+        begun = self._anew.keys() & ({"", *positions} if positions else set())
         with self._file.transaction() as connection:
             drained = {at: self._write(connection, self._tables[at].series, plan) for at, plan in plans.items()}
             connection.executemany(_SET_POSITION, positions.items())
             connection.executemany(_SET_CLOCK, self._clock_rows())
+            connection.executemany("DELETE FROM anew WHERE name = ?", [(name,) for name in begun])
         self._moved = {}
-        self._anew = self._anew and not positions
+        for name in begun:
+            del self._anew[name]
         for partition in positions:
             self._stale.pop(partition, None)
         for at, plan in plans.items():
@@ -213,16 +215,17 @@ class StateStore:
         that is. None: nothing is known of it. Only when nothing waits for a commit. Where the log has to be waited for
         (an empty portion), the position `enough` is the end.
 
-        What another version wrote, or after a reset anything until the first commit, is left out; the next `changes`
-        take it back.
+        What another version wrote, or after a reset anything until somebody has committed, is left out; the next
+        `changes` take it back.
         """
         self.drop(partition)
+        anew = self._begins_anew(partition, enough)
         position: str | None = None
         stale: dict[bytes, None] = {}
         for portion in log:
             for packed, value in portion:
                 version, name, key = msgspec.msgpack.decode(packed, type=tuple[str, str, bytes])
-                if self._anew or version != self._version:
+                if anew or version != self._version:
                     stale.pop(packed, None) if value is None else stale.setdefault(packed)
                 elif name == _SELF:
                     position = self._recall(partition, key, value or b"") or position
@@ -237,6 +240,16 @@ class StateStore:
         else:
             self.commit({partition: position})
         return position
+
+    def _begins_anew(self, partition: str, committed: str | None) -> bool:
+        """Whether nobody has committed anything of a partition since a reset: then its log is from before. Also where
+        this process dies before it does, and another partition was committed.
+        """
+        if "" in self._anew and partition not in self._anew:
+            with self._file.transaction() as connection:
+                connection.execute("INSERT INTO anew (name, position) VALUES (?, ?)", (partition, committed))
+            self._anew[partition] = committed
+        return partition in self._anew and self._anew[partition] == committed
 
     def _recall(self, partition: str, what: bytes, value: bytes) -> str | None:
         """A position, if it is one; or the clock."""

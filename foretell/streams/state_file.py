@@ -25,6 +25,8 @@ CREATE TABLE state (series INTEGER, key BLOB, value BLOB NOT NULL, until INTEGER
 CREATE TABLE log (id INTEGER PRIMARY KEY AUTOINCREMENT, series INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE INDEX log_series ON log (series);
 """
+_ANEW = "CREATE TABLE IF NOT EXISTS anew (name TEXT PRIMARY KEY, position TEXT) WITHOUT ROWID"
+"""Partitions that are to begin anew, and up to where the group was then; "" until the first commit after a reset."""
 _CHUNKS = (1, 8, 64, 256)
 """Numbers of keys of a SELECT; few, so that SQLite keeps them prepared."""
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -57,13 +59,13 @@ class StateFile:
             raise ConfigError(f"cannot open the state {path}: {error}; name a file that can be written") from None
         try:
             with file._named_errors():
-                file._prepare(version, fsync)
+                file._prepare(version, fsync, reset)
         except BaseException:
             file.close()
             raise
         return file
 
-    def _prepare(self, version: str, fsync: bool) -> None:
+    def _prepare(self, version: str, fsync: bool, reset: bool) -> None:
         for pragma in (
             "locking_mode = EXCLUSIVE",  # no second processor, and no shared memory to keep up
             "journal_mode = WAL",
@@ -76,6 +78,9 @@ class StateFile:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             self._check(version)
+            self._connection.execute(_ANEW)
+            if reset:
+                self._connection.execute("INSERT INTO anew (name) VALUES ('')")
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:

@@ -5,15 +5,36 @@ import os
 import select
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from foretell.core.errors import ConfigError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Partition, Record, Refusal
-from foretell.streams.protocol import Resume
+from foretell.streams.message import QUOTED, Message, Partition, Record, Refusal
+from foretell.streams.protocol import Resume, Room, taken
 
 WAIT_S = 0.1
 CHUNK = 2**18
+
+
+class Line:
+    """A line as it comes in parts; `cut` bytes of one that is too large are not kept."""
+
+    __slots__ = ("cut", "head")
+
+    def __init__(self) -> None:
+        self.head = bytearray()
+        self.cut = 0
+
+    def add(self, part: bytes, largest: int) -> None:
+        """Keep it, or of more than `largest` bytes what a dead letter quotes."""
+        if self.cut:
+            self.cut += len(part)
+            return
+        self.head += part
+        if len(self.head) > largest:
+            self.cut = max(0, len(self.head) - QUOTED)
+            del self.head[QUOTED:]
 
 
 class StdinSource:
@@ -25,8 +46,8 @@ class StdinSource:
 
     def __init__(self) -> None:
         self._partition = Partition("stdin")
-        self._rest = b""
-        self._lines: list[bytes] = []
+        self._rest = Line()
+        self._lines: deque[Line] = deque()
         self._number = 0
         self._ended = False
 
@@ -34,29 +55,38 @@ class StdinSource:
         """Positions go on behind all that anybody remembers."""
         self._number = max(self._number, resume.beyond(self._partition.name))
 
-    async def poll(self, most: int) -> list[Message] | None:
+    async def poll(self, room: Room) -> list[Message] | None:
         """Lines that are there. The last one may lack its end."""
         if not self._lines:
             if self._ended:
                 return None
-            await asyncio.to_thread(self._read)
-        taken, self._lines = self._lines[:most], self._lines[most:]
+            await asyncio.to_thread(self._read, room.largest)
         now = int(time.time() * 1000)
         messages = []
-        for line in taken:
+        for line in taken(self._lines, room, lambda line: len(line.head)):
             self._number += 1
-            if line.strip():
-                messages.append(Message(line, b"", self._partition, str(self._number), str(self._number + 1), now))
+            value = bytes(line.head)
+            if value.strip():
+                place = str(self._number), str(self._number + 1)
+                messages.append(Message(value, b"", self._partition, *place, now, cut=line.cut))
         return messages
 
-    def _read(self) -> None:
+    def _read(self, largest: int) -> None:
         if not select.select([sys.stdin.fileno()], [], [], WAIT_S)[0]:
             return
         data = os.read(sys.stdin.fileno(), CHUNK)
         self._ended = not data
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop() if data else b""
-        self._lines += lines
+        *ends, rest = data.split(b"\n")
+        for part in ends:
+            self._end(part, largest)
+        self._rest.add(rest, largest)
+        if self._ended:
+            self._end(b"", largest)
+
+    def _end(self, part: bytes, largest: int) -> None:
+        self._rest.add(part, largest)
+        self._lines.append(self._rest)
+        self._rest = Line()
 
     async def commit(self, messages: Sequence[Message]) -> None:
         """A pipe remembers nothing."""

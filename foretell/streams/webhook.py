@@ -34,8 +34,9 @@ class WebhookSink:
 
     remembers = True
 
-    def __init__(self, url: str, authorization: str = "") -> None:
+    def __init__(self, url: str, owner: str, authorization: str = "") -> None:
         self._url = url
+        self._owner = owner
         self._headers = {"Content-Type": "application/json", "User-Agent": "foretell"}
         if authorization:
             self._headers["Authorization"] = authorization
@@ -89,7 +90,7 @@ class WebhookSink:
 
     async def _post(self, record: Record) -> Refusal | None:
         assert self._session is not None
-        headers = {"Idempotency-Key": f'"{_plain(record.idempotency_key)}"'}
+        headers = {"Idempotency-Key": f'"{_plain(f"{self._owner} {record.idempotency_key}")}"'}
         try:
             async with self._session.post(
                 self._url, data=record.value, headers=headers, allow_redirects=False
@@ -122,7 +123,7 @@ def make_sink(url: EndUrl) -> WebhookSink:
     """`https://HOST/PATH`; a query is the receiver's."""
     if not url.host:
         raise ConfigError(f'"{url.text}" names no host')
-    return WebhookSink(url.text, os.environ.get("FORETELL_WEBHOOK_AUTHORIZATION", ""))
+    return WebhookSink(url.text, url.owner, os.environ.get("FORETELL_WEBHOOK_AUTHORIZATION", ""))
 
 
 def wait_s(retry_after: str) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 
 from foretell.streams.answering import Answered
 from foretell.streams.message import Message, Partition, Record, Refusal, later, positions
-from foretell.streams.protocol import Resume, is_replayed
+from foretell.streams.protocol import Resume, Room, is_replayed
 
 
 class Broker:
@@ -49,10 +49,10 @@ class MemorySource:
         self.at = {name: int(resume.start(name, committed.get(name)) or 0) for name in self.partitions}
         self.broker.step()
 
-    async def poll(self, most: int) -> list[Message] | None:
-        found = []
+    async def poll(self, room: Room) -> list[Message] | None:
+        found: list[Message] = []
         for name, count in self.broker.counts.items():
-            for at in range(self.at[name], min(self.at[name] + most - len(found), count)):
+            for at in range(self.at[name], min(self.at[name] + room.messages - len(found), count)):
                 replayed = is_replayed(str(at), self.done[name])
                 found.append(Message(b"%d" % at, b"", self.partitions[name], str(at), str(at + 1), 0, replayed))
                 self.at[name] = at + 1

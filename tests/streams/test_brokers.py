@@ -12,7 +12,7 @@ import pytest
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import SCHEMES, open_sink, open_source
 from foretell.streams.message import Message, Partition, Record
-from foretell.streams.protocol import Resume
+from foretell.streams.protocol import Resume, Room
 from foretell.streams.redis import whole
 from tests.repo.repository import ROOT
 from tests.streams.brokers import BROKERS, MqttBroker, NatsBroker, RedisBroker, opened, until
@@ -138,6 +138,22 @@ async def test_a_file_that_is_replaced_while_it_is_followed_is_answered_too(brok
     assert {answer["source"] for answer in found} == {str(path), f"{path}/2", f"{path}/3"}
 
 
+@leased
+async def test_two_models_with_one_source_and_one_sink_do_not_drop_each_others_answers(broker, tmp_path):
+    source, sink = broker.names()
+    await broker.prepare(source, sink)
+    await broker.put(source, events(10))
+    for count in (1, 2, 2):
+        for model in ("a", "b")[:count]:
+            to = open_sink(broker.sink(sink), model)
+            to.joins = lambda source: False
+            processor = stream(broker.source(source, group=f"{model}{count}"), to, str(tmp_path / "dead"))
+            async with running(processor):
+                await until(lambda count=count: broker.read(sink), 10 * count)
+                await asyncio.sleep(0.2)
+    assert sorted(values(await broker.read(sink))) == sorted(2 * doubled(10)), "and each remembers its own"
+
+
 class Crash(Exception):
     pass
 
@@ -232,11 +248,11 @@ async def test_two_readers_of_a_group_do_not_read_at_once(broker, tmp_path):
     await first.open(Resume())
     with pytest.raises(StreamError, match="standing by"):
         await second.open(Resume())
-    polled = await first.poll(5)
+    polled = await first.poll(Room(5))
     await first.commit(polled)
     await first.close()
     await second.open(Resume())
-    assert [message.value for message in await second.poll(10)] == [
+    assert [message.value for message in await second.poll(Room(10))] == [
         b'{"x": %d, "k": %d}' % (n, n % 7) for n in range(5, 10)
     ]
     await second.close()
@@ -249,13 +265,13 @@ async def test_a_reader_that_was_believed_dead_commits_nothing(broker, tmp_path)
     await broker.put(source, events(10))
     frozen, heir = open_source(broker.source(source)), open_source(broker.source(source))
     await frozen.open(Resume())
-    polled = await frozen.poll(5)
+    polled = await frozen.poll(Room(5))
     await frozen._beat.close()
     await asyncio.sleep(0.7)
     await until(lambda: taken(heir), 1, 5)
     with pytest.raises(StreamError):
         await frozen.commit(polled)
-    assert len(await heir.poll(10)) == 10
+    assert len(await heir.poll(Room(10))) == 10
     for reader in (frozen, heir):
         await reader.close()
 
@@ -285,6 +301,19 @@ async def test_an_answer_over_the_size_limit_is_refused_and_the_others_are_safe(
     held = (await writer.open()).get("p", "0")
     assert int(held) <= 1, "the refused one is no dead letter yet, so a restart has to come back to it"
     await writer.close()
+
+
+@leased
+async def test_a_dead_letter_of_an_earlier_message_comes_later_and_is_not_dropped(broker):
+    """What the sink refuses is buried after what was no row."""
+    _, sink = broker.names()
+    await broker.prepare(sink)
+    writer = open_sink(broker.sink(sink), "m", letters=True)
+    await writer.open()
+    for number in (7, 3):
+        assert await writer.publish([record(number)]) == []
+    await writer.close()
+    assert [letter["n"] for letter in await until(lambda: broker.read(sink), 2)] == [7, 3]
 
 
 async def test_an_answer_over_the_limit_leaves_its_transaction_and_is_buried(tmp_path):
@@ -325,12 +354,12 @@ async def test_a_reader_that_was_quiet_for_long_is_not_throttled(broker, monkeyp
     await broker.prepare(source)
     reader = open_source(broker.source(source))
     with monkeypatch.context() as patch:
-        patch.setattr("foretell.streams.nats.EXPIRES_S", 0.05)
+        patch.setattr("foretell.streams.nats_source.EXPIRES_S", 0.05)
         await reader.open(Resume())
         for _ in range(10):
-            assert await reader.poll(10) == []
+            assert await reader.poll(Room(10)) == []
     reader._asked_at = 0.0  # it asks once more, and for long
-    await reader.poll(10)
+    await reader.poll(Room(10))
     await broker.put(source, events(4000))
     assert len(await polled(reader, 4000)) == 4000
     await reader.close()
@@ -416,7 +445,7 @@ async def polled(reader, count: int) -> list[Message]:
     found: list[Message] = []
 
     async def more() -> list[Message]:
-        found.extend(await reader.poll(count))
+        found.extend(await reader.poll(Room(count)))
         return found
 
     return await until(more, count)

@@ -121,6 +121,20 @@ def test_half_a_line_left_by_a_kill_is_cut_off(tmp_path):
     assert answers(tmp_path) == [2.0]
 
 
+def test_a_file_knows_whose_answers_it_holds(tmp_path):
+    lines = [("a@1", 10), ("b@2", 20), ("a@2", 30)]
+    text = "".join(f'{{"model":"{model}","source":"s","next":"{at}"}}\n' for model, at in lines)
+    (tmp_path / "out.jsonl").write_text(text)
+
+    async def held(owner):
+        sink = FileSink(tmp_path / "out.jsonl", owner)
+        found = await sink.open()
+        await sink.close()
+        return found
+
+    assert [asyncio.run(held(owner)) for owner in ("a", "b", "c")] == [{"s": "30"}, {"s": "20"}, {}]
+
+
 def test_a_sink_that_refuses_a_message_buries_it(tmp_path):
     class Refusing(FileSink):
         async def publish(self, records):

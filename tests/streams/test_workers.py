@@ -101,3 +101,38 @@ def test_after_the_first_commit_a_log_counts_again(tmp_path, logged):
     store = open_store()
     assert store.restore("t/0", [log]) == "2"
     store.close()
+
+
+def test_a_reset_outlives_a_worker_that_dies_before_it_commits(tmp_path, logged):
+    """The next one is started without --reset-state."""
+    transform, log = logged
+
+    def opener(reset: bool):
+        return _store_opener(Keeps(transform="t", file=str(tmp_path / "state.db"), reset=reset), transform, None)
+
+    for reset in (True, False, False):
+        store = opener(reset)()
+        assert store.restore("t/0", [log], "2") is None
+        store.close()
+    store = opener(False)()
+    assert store.restore("t/0", [log], "2") is None
+    taken_back = {change.key for change in store.changes({"t/0": "1"}) if change.value is None}
+    assert taken_back == {key for key, _ in log}
+    store.commit({"t/0": "1"})
+    store.close()
+    assert opener(False)().positions() == {"t/0": "1"}
+
+
+def test_a_reset_holds_for_a_partition_of_which_nothing_was_committed_yet(tmp_path, logged):
+    transform, log = logged
+    for reset in (True, False):
+        open_store = _store_opener(Keeps(transform="t", file=str(tmp_path / "s"), reset=reset), transform, None)
+        store = open_store()
+        assert store.restore("t/0", [log], "2") is None
+        if reset:
+            feed(store, transform, "t/1", [event(b"a", 1, 1)])
+            store.commit({"t/1": "1"})
+        store.close()
+    store = open_store()
+    assert store.restore("t/0", [log], "3") == "2", "the group went on: another worker has begun anew and wrote it"
+    store.close()
