@@ -49,7 +49,7 @@ def submit(store: Store, spec: JobSpec, source: Source, resume: bool = False) ->
     where the job to resume asked for something else.
     """
     package = store.fetch(store.resolve(parse_reference(spec.model)))
-    schema = source.first_schema()
+    schema = source.schema
     layout_of(spec, question_of(spec, package.manifest, source, schema), source, schema)
     folder = spec.writing.folder
     before = store.jobs.by_output(folder)
@@ -100,7 +100,7 @@ class BatchService:
             async with scoring(deployment, spec, observations, source, self._launch) as scorer:
                 yield LocalCrew(spec, job.attempts, source, scorer)
             return
-        schema = await asyncio.to_thread(source.first_schema)
+        schema = await asyncio.to_thread(lambda: source.schema)
         question = question_of(spec, deployment.manifest, source, schema)
         charge = workers.Charge(spec, job.attempts, source, partial(scoring_there, deployment, spec, observations))
         count = replica_settings(deployment.name, deployment.manifest, self._config).count

@@ -20,7 +20,7 @@ KEEP_NONE = "none"
 
 
 class Layout:
-    """Made from the schema of the first file; every other file must fit it (`check`).
+    """Made from the schema of the input; every file must fit it (`check`).
 
     Raises `InvalidInput` for columns that are not there. Partition columns are in the names of the folders, as
     everywhere in Hive's layout, and not in the files.
@@ -124,7 +124,7 @@ def _kept(spec: JobSpec, schema: pa.Schema, reads: Sequence[str]) -> list[str]:
 
 
 def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
-    if found == wanted or pa.types.is_null(found):
+    if found == wanted:
         return True
     number = (pa.types.is_integer, pa.types.is_floating)
     return any(test(found) for test in number) and any(test(wanted) for test in number)

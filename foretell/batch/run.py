@@ -18,7 +18,7 @@ from foretell.batch.protocol import ERRORS, PartKey, leavings, missing
 from foretell.batch.question import layout_of
 from foretell.batch.source import Source, Survey
 from foretell.batch.spec import JobSpec, Plan, check_unchanged, decode_plan, decode_spec, encode
-from foretell.batch.tuning import TRIED, Sizes
+from foretell.batch.tuning import MOST_TRIED, TRIED, Sizes
 from foretell.batch.work import Crew
 from foretell.core.errors import Conflict, ForetellError, InvalidInput
 from foretell.store.job import JobInfo, JobPart, State
@@ -107,7 +107,7 @@ class JobRun:
 
     def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
         check_unchanged(self.job.id, self.plan.files, self._source.seen)
-        schema = self._source.first_schema()
+        schema = self._source.schema
         question = self._crew.question
         layout = layout_of(self.spec, question, self._source, schema)
         survey = self._source.survey(question.check, layout.check)
@@ -131,10 +131,9 @@ class JobRun:
         """Choose the sizes of requests and parts, once for the whole job."""
         sizes = Sizes(self.spec.batch_rows, self.spec.part_rows)
         if not (sizes.batch_rows and sizes.part_rows):
-            table = await asyncio.to_thread(self._source.look, layout)
+            rows = MOST_TRIED if survey.total is None else min(MOST_TRIED, survey.total // TRIED + 1)
+            table = await asyncio.to_thread(self._source.look, layout, rows)
             row_bytes = max(survey.row_bytes, table.nbytes / max(table.num_rows, 1))
-            if survey.total is not None:
-                table = table.slice(0, survey.total // TRIED + 1)
             tried = await self._crew.sizes(table, row_bytes)
             sizes = Sizes(sizes.batch_rows or tried.batch_rows, sizes.part_rows or tried.part_rows)
         self.plan = msgspec.structs.replace(self.plan, batch_rows=sizes.batch_rows, part_rows=sizes.part_rows)

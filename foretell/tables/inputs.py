@@ -175,4 +175,6 @@ def _told(shape: tuple[int, ...]) -> str:
 
 def _one(column: Any) -> pa.Array:
     """A table's column in one piece."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.ChunkedArray):
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return column

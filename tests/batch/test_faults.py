@@ -224,7 +224,7 @@ def test_a_file_that_vanishes_is_named(linear_world):
     source = Source(spec.reading.paths)
     shutil.rmtree(linear_world.folder / "in")
     with pytest.raises(InvalidInput, match=r"a\.parquet cannot be read"):
-        source.first_schema()
+        assert source.schema
 
 
 def test_a_file_that_is_a_row_and_vanishes_is_named_and_no_empty_row(world):
@@ -239,7 +239,7 @@ def test_a_file_that_is_a_row_and_vanishes_is_named_and_no_empty_row(world):
 def test_a_file_that_changes_while_the_job_runs_is_noticed(linear_world):
     path = linear_world.table("in [1].parquet", X=X)
     source = Source([str(path)])
-    layout = Layout(linear_world.spec("linear", path), source.first_schema(), ["X"], pa.schema([]), set())
+    layout = Layout(linear_world.spec("linear", path), source.schema, ["X"], pa.schema([]), set())
     assert next(source.parts(layout, 2, [3], {})).table.num_rows == 2
     linear_world.table("in [1].parquet", X=X + X)
     with pytest.raises(Conflict, match="has changed while the job ran"):
@@ -285,6 +285,23 @@ def test_a_column_that_is_null_in_a_whole_later_file_is_read_as_in_the_first(lin
     rows = linear_world.rows().to_pydict()
     assert (rows["id"], rows["tags"], rows["y"]) == (["a", None], [["x"], None], [21.0, 21.0])
     assert report.quality.rows == 1
+
+
+def test_a_column_that_is_null_in_the_whole_first_file_has_the_type_of_the_next_that_knows_one(linear_world):
+    folder = linear_world.folder / "in"
+    folder.mkdir()
+    for name, (note, tags, day, truth, x) in {
+        "a": ("null", "null", "null", "null", "null"),
+        "b": ('"two"', "[]", "2", "1.0", "[1.0, 2.0]"),
+        "c": ('"three"', '["x"]', "3", "2.0", "[3.0, 4.0]"),
+    }.items():
+        line = f'{{"note": {note}, "tags": {tags}, "day": {day}, "t": {truth}, "X": {x}}}'
+        (folder / f"{name}.jsonl").write_text(line)
+    report = linear_world.batch("linear", folder, label="t=y", keep=("note", "tags"), where="day is None or day > 2")
+    rows = linear_world.rows().to_pydict()
+    assert (rows["note"], rows["tags"], rows["y"]) == (["three"], [["x"]], [43.0])
+    assert [error["error"] for error in linear_world.errors()] == ['column "X": null, the model expects a list of 2']
+    assert (report.filtered, report.quality.rows) == (1, 1)
 
 
 @pytest.mark.parametrize(
