@@ -126,8 +126,16 @@ def _kept(spec: JobSpec, schema: pa.Schema, reads: Sequence[str]) -> list[str]:
 def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
     if found == wanted:
         return True
-    number = (pa.types.is_integer, pa.types.is_floating)
-    return any(test(found) for test in number) and any(test(wanted) for test in number)
+    found = found.value_type if pa.types.is_dictionary(found) else found
+    wanted = wanted.value_type if pa.types.is_dictionary(wanted) else wanted
+    return any(
+        any(test(found) for test in kinds) and any(test(wanted) for test in kinds)
+        for kinds in (
+            (pa.types.is_integer, pa.types.is_floating),
+            (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+            (pa.types.is_date, pa.types.is_timestamp),
+        )
+    )
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, path: str) -> pa.ChunkedArray:

@@ -86,6 +86,12 @@ def test_inputs_of_different_forms_or_partitions_are_refused(linear_world):
     refused(linear_world, linear_world.folder / "b", "the partitions differ: day and month")
 
 
+def test_files_that_are_rows_are_refused_where_the_model_takes_numbers(linear_world):
+    (linear_world.folder / "in.png").write_bytes(b"")
+    says = r'takes X FP32\[\?, 2\]. Add it again with --config .* \(kind = "image" decodes pictures'
+    refused(linear_world, linear_world.folder / "in.png", says)
+
+
 def test_a_model_that_is_not_there_is_refused(linear_world):
     refused(linear_world, linear_world.table("in.parquet", X=X), 'no model "linaer"', model="linaer", error=NotFound)
 
@@ -265,6 +271,22 @@ def test_a_later_file_with_a_narrower_number_is_read_as_the_first(linear_world):
     linear_world.batch("linear", linear_world.folder / "in")
     assert linear_world.rows().to_pydict()["id"] == [1, 2]
     assert linear_world.rows().to_pydict()["y"] == [21.0, 21.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (pa.array(["a"]), pa.array(["b"], pa.large_string())),
+        (pa.array(["a"]), pa.array(["b"]).dictionary_encode()),
+        (pa.array(["a"]).dictionary_encode(), pa.array(["b"])),
+        (pa.array([0], pa.timestamp("us")), pa.array([1_000_000_000], pa.timestamp("ns"))),
+    ],
+)
+def test_texts_and_times_may_be_laid_out_in_another_way_in_a_later_file(linear_world, first, later):
+    linear_world.table("in/a.parquet", note=first, X=X[:1])
+    linear_world.table("in/b.parquet", note=later, X=X[:1])
+    linear_world.batch("linear", linear_world.folder / "in")
+    assert linear_world.rows().column("note").to_pylist() == first.to_pylist() + later.to_pylist()
 
 
 def test_a_later_file_whose_values_do_not_fit_the_first_is_named_with_the_column(linear_world):
