@@ -79,7 +79,7 @@ class OutputFolder:
 
 
 def write_table(table: pa.Table, form: OutputFormat, path: Path) -> None:
-    """Write one file. Lists and records are real ones in Parquet and JSON lines, and JSON text in CSV; bytes are real ones
+    """Write one file. Lists and records are real ones in Parquet and JSON lines, JSON text in CSV; bytes are real ones
     in Parquet, and Base64 in the others.
     """
     if form == "parquet":
