@@ -10,6 +10,7 @@ from foretell.batch.part import Scored
 from foretell.batch.spec import JobSpec
 from foretell.core.errors import InvalidInput, did_you_mean
 from foretell.tables.arrays import booleans, numbers, texts
+from foretell.tables.inputs import check_once
 from foretell.tables.where import Where
 
 ROW = "__row"
@@ -33,6 +34,7 @@ class Layout:
         if self._where is not None:
             self._where.check(schema)
         kept = [name for name in _kept(spec, schema, reads) if name not in folders]
+        check_once(schema, kept)
         self.kept = pa.schema([schema.field(name) for name in kept])
         self.names = {name: f"predicted_{name}" if name in kept else name for name in makes.names}
         self.schema = pa.schema([*self.kept, *(pa.field(self.names[field.name], field.type) for field in makes)])
@@ -46,12 +48,14 @@ class Layout:
         wanted = [*reads, *kept, *(self._where.columns if self._where else ())]
         wanted += [spec.label.column] if spec.label else []
         self.reads = tuple(dict.fromkeys(wanted))
+        check_once(schema, self.reads)
 
     def check(self, schema: pa.Schema) -> None:
         """Raise `InvalidInput` where another file does not fit the first."""
         for name in self.reads:
             if name not in schema.names:
                 raise InvalidInput(f'it has no column "{name}", which the first file has')
+        check_once(schema, self.reads)
         if self._where is not None:
             self._where.check(schema)
         if self.comparison is not None:

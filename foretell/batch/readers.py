@@ -265,6 +265,12 @@ def _named(file: InputFile) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
+        remedy = "Mend the file or leave it out"
+        if "conversion error" in first or "changed from" in first:
+            remedy = (
+                f"The first {_BLOCK // 2**20} MB say of what type a column is: convert the file to Parquet, or leave"
+                " the column out with --keep"
+            )
         raise InvalidInput(
-            f"{file.path} cannot be read as {file.format}: {first}. Mend the file or leave it out, and start again"
+            f"{file.path} cannot be read as {file.format}: {first}. {remedy}, and start again"
         ) from error

@@ -120,6 +120,25 @@ def test_a_file_that_is_damaged_from_the_start_is_refused(linear_world):
     refused(linear_world, text, "in.csv cannot be read as csv")
 
 
+def test_a_column_that_is_there_twice_is_refused_unless_it_is_left_out(linear_world):
+    twice = pa.table([pa.array(X), pa.array([1, 2, 3]), pa.array([4, 5, 6])], names=["X", "a", "a"])
+    path = linear_world.folder / "in.parquet"
+    pa.parquet.write_table(twice, path)
+    refused(linear_world, path, '2 columns are called "a"; rename them, or choose with --keep')
+    assert linear_world.batch("linear", path, keep=("none",)).rows == 3
+    pa.parquet.write_table(twice.rename_columns(["X", "X", "a"]), path)
+    with pytest.raises(InvalidInput, match='2 columns are called "X"'):
+        linear_world.batch("linear", path, "out2")
+
+
+def test_a_value_of_another_type_far_down_a_text_file_says_what_to_do(doubler):
+    path = doubler.folder / "in.csv"
+    path.write_text("x,n\n" + "1.0,1\n" * 800_000 + "1.0,2.5\n")
+    with pytest.raises(InvalidInput, match=r"invalid value '2\.5'\. The first 4 MB say of what type .* with --keep"):
+        doubler.batch("double", path, batch_rows=4096, part_rows=65_536)
+    assert doubler.batch("double", path, "out2", keep=("none",)).rows == 800_001
+
+
 # What fails a row
 
 

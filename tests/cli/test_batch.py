@@ -72,6 +72,13 @@ def dead_process() -> str:
     return f"{sight}:{ended.pid}:{began}:{token}"
 
 
+def test_a_comma_in_the_name_of_a_file_is_part_of_it(cli, scale, rows, tmp_path):
+    (named := tmp_path / "a, b.parquet").write_bytes(rows.read_bytes())
+    assert json.loads(cli("batch", "scale", named, tmp_path / "out", "--replicas", 1, "--json").out)["rows"] == 2
+    both = cli("batch", "scale", f"{rows},{named.parent}/a*.parquet", tmp_path / "two", "--replicas", 1, "--json")
+    assert json.loads(both.out)["rows"] == 4
+
+
 def test_what_is_over_can_be_neither_resumed_nor_cancelled(cli, done):
     for verb in ("resume", "cancel"):
         ran = cli("jobs", verb, done["job"])
