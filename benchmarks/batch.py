@@ -3,7 +3,7 @@
 The same ONNX file and the same Parquet rows for all, one at a time, in shuffled order within a round. A rate counts
 from the loaded model on, as the job's own report and each script's clock have it; `wall` is the whole command. The
 ceiling is the fastest of processes × threads × batch sizes on rows that lie in memory: it neither reads nor writes, so
-a model that costs less than its rows' way from and to the file (digits) is far from it whoever runs it. A second or so in
+a model that costs less than its rows' way from and to the file (digits) is far from it whoever runs it. The second in
 which a job finds its sizes counts, too: rows are so many that this is a few percent.
 """
 
