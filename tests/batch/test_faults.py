@@ -139,6 +139,17 @@ def test_a_value_of_another_type_far_down_a_text_file_says_what_to_do(doubler):
     assert doubler.batch("double", path, "out2", keep=("none",)).rows == 800_001
 
 
+def test_a_job_is_kept_while_its_model_loads_for_longer_than_a_lease_lasts(world, monkeypatch):
+    for module in ("foretell.store.jobs", "foretell.batch.run"):
+        monkeypatch.setattr(f"{module}.LEASE_S", 0.6)
+    world.add_python("lazy", "import time\ntime.sleep(1.5)\ndef predict(x):\n    return {'y': x}")
+    world.single("lazy")
+    renewed = Mock(side_effect=world.store.jobs.renew)
+    monkeypatch.setattr(world.store.jobs, "renew", renewed)
+    assert world.batch("lazy", world.table("in.parquet", x=[1.0])).rows == 1
+    assert renewed.call_count > 8
+
+
 # What fails a row
 
 
