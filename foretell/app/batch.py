@@ -18,7 +18,7 @@ from foretell.batch.output import OutputFolder
 from foretell.batch.owner import gone, this_process
 from foretell.batch.question import layout_of, question_of
 from foretell.batch.report import NAMES, Report, make_report, render_html, render_json
-from foretell.batch.run import JobRun, Progress, leave
+from foretell.batch.run import JobRun, Progress, leave, while_held
 from foretell.batch.source import Source
 from foretell.batch.spec import (
     JobSpec,
@@ -49,7 +49,7 @@ def submit(store: Store, spec: JobSpec, source: Source, resume: bool = False) ->
     where the job to resume asked for something else.
     """
     package = store.fetch(store.resolve(parse_reference(spec.model)))
-    schema = source.first_schema()
+    schema = source.schema
     layout_of(spec, question_of(spec, package.manifest, source, schema), source, schema)
     folder = spec.writing.folder
     before = store.jobs.by_output(folder)
@@ -80,15 +80,20 @@ class BatchService:
         jobs, owner = self._store.jobs, this_process()
         workers = None if self._ray is None else _workers()
         claimed = await asyncio.to_thread(jobs.claim, job.id, owner, time.time(), gone, job.spec)
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                crew = await stack.enter_async_context(self._crew(claimed, source, workers))
-                run = JobRun(claimed, jobs, owner, source, crew, tell)
-                await run.run()
-                return await asyncio.to_thread(self._finish, run, owner)
-            except BaseException as error:
-                leave(jobs, claimed.id, owner, error)
-                raise
+        try:  # loading a model may take longer than a lease lasts
+            run = await while_held(jobs, claimed.id, owner, self._run(claimed, owner, source, workers, tell))
+            return await asyncio.to_thread(self._finish, run, owner)
+        except BaseException as error:
+            leave(jobs, claimed.id, owner, error)
+            raise
+
+    async def _run(
+        self, job: JobInfo, owner: str, source: Source, workers: Any, tell: Callable[[Progress], None]
+    ) -> JobRun:
+        async with self._crew(job, source, workers) as crew:
+            run = JobRun(job, self._store.jobs, owner, source, crew, tell)
+            await run.run()
+        return run
 
     @contextlib.asynccontextmanager
     async def _crew(self, job: JobInfo, source: Source, workers: Any) -> AsyncIterator[Crew]:
@@ -100,7 +105,7 @@ class BatchService:
             async with scoring(deployment, spec, observations, source, self._launch) as scorer:
                 yield LocalCrew(spec, job.attempts, source, scorer)
             return
-        schema = await asyncio.to_thread(source.first_schema)
+        schema = await asyncio.to_thread(lambda: source.schema)
         question = question_of(spec, deployment.manifest, source, schema)
         charge = workers.Charge(spec, job.attempts, source, partial(scoring_there, deployment, spec, observations))
         count = replica_settings(deployment.name, deployment.manifest, self._config).count
@@ -135,7 +140,7 @@ class BatchService:
             len(run.plan.files),
             run.plan.batch_rows,
             progress.read - progress.before,
-            time.monotonic() - progress.began,
+            progress.ended - progress.began,
         )
         text = render_json(report)
         output = OutputFolder(Path(run.spec.writing.folder))

@@ -20,7 +20,7 @@ from foretell.batch.lines import BadCalls
 from foretell.batch.owner import gone, this_process
 from foretell.batch.replies import Unanswered, write_replies
 from foretell.batch.report import make_report, render_json
-from foretell.batch.run import JobRun, keep_lease, leave
+from foretell.batch.run import JobRun, keep_lease, leave, while_held
 from foretell.batch.source import Source
 from foretell.batch.spec import Calling, JobSpec, Plan, decode_plan, decode_spec, encode
 from foretell.batch.work import LocalCrew
@@ -65,7 +65,7 @@ class CallRunner:
             await self._end_if_cancelled(name)
             return
         try:
-            await self._answer(job)
+            await while_held(jobs, name, self._owner, self._answer(job))
             await self._end(name, "completed")
         except BadCalls as error:
             await self._end(name, "failed", error.faults)

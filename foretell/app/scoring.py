@@ -44,7 +44,7 @@ async def scoring(
     telemetry.start()
     try:
         await plane.deploy(deployment)
-        schema = await asyncio.to_thread(source.first_schema)
+        schema = await asyncio.to_thread(lambda: source.schema)
         yield _scorer(plane, deployment, spec, question_of(spec, deployment.manifest, source, schema), books)
     finally:
         await plane.close(0.0)

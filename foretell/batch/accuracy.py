@@ -74,7 +74,7 @@ class Comparison:
 
     def check(self, truth: pa.DataType) -> None:
         """Raise `InvalidInput` where the label column of another file is to be compared in another way."""
-        if not pa.types.is_null(truth) and _way(truth, self._said, named=True) != self.way:
+        if _way(truth, self._said, named=True) != self.way:
             raise InvalidInput(
                 f'--label: column "{self.label.column}" holds {truth}, which is not compared with output'
                 f' "{self.output}" as in the first file'

@@ -10,6 +10,7 @@ from foretell.batch.part import Scored
 from foretell.batch.spec import JobSpec
 from foretell.core.errors import InvalidInput, did_you_mean
 from foretell.tables.arrays import booleans, numbers, texts
+from foretell.tables.inputs import check_once
 from foretell.tables.where import Where
 
 ROW = "__row"
@@ -20,7 +21,7 @@ KEEP_NONE = "none"
 
 
 class Layout:
-    """Made from the schema of the first file; every other file must fit it (`check`).
+    """Made from the schema of the input; every file must fit it (`check`).
 
     Raises `InvalidInput` for columns that are not there. Partition columns are in the names of the folders, as
     everywhere in Hive's layout, and not in the files.
@@ -33,6 +34,7 @@ class Layout:
         if self._where is not None:
             self._where.check(schema)
         kept = [name for name in _kept(spec, schema, reads) if name not in folders]
+        check_once(schema, kept)
         self.kept = pa.schema([schema.field(name) for name in kept])
         self.names = {name: f"predicted_{name}" if name in kept else name for name in makes.names}
         self.schema = pa.schema([*self.kept, *(pa.field(self.names[field.name], field.type) for field in makes)])
@@ -46,12 +48,14 @@ class Layout:
         wanted = [*reads, *kept, *(self._where.columns if self._where else ())]
         wanted += [spec.label.column] if spec.label else []
         self.reads = tuple(dict.fromkeys(wanted))
+        check_once(schema, self.reads)
 
     def check(self, schema: pa.Schema) -> None:
         """Raise `InvalidInput` where another file does not fit the first."""
         for name in self.reads:
             if name not in schema.names:
                 raise InvalidInput(f'it has no column "{name}", which the first file has')
+        check_once(schema, self.reads)
         if self._where is not None:
             self._where.check(schema)
         if self.comparison is not None:
@@ -124,10 +128,18 @@ def _kept(spec: JobSpec, schema: pa.Schema, reads: Sequence[str]) -> list[str]:
 
 
 def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
-    if found == wanted or pa.types.is_null(found):
+    if found == wanted:
         return True
-    number = (pa.types.is_integer, pa.types.is_floating)
-    return any(test(found) for test in number) and any(test(wanted) for test in number)
+    found = found.value_type if pa.types.is_dictionary(found) else found
+    wanted = wanted.value_type if pa.types.is_dictionary(wanted) else wanted
+    return any(
+        any(test(found) for test in kinds) and any(test(wanted) for test in kinds)
+        for kinds in (
+            (pa.types.is_integer, pa.types.is_floating),
+            (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+            (pa.types.is_date, pa.types.is_timestamp),
+        )
+    )
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, path: str) -> pa.ChunkedArray:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from foretell.batch.protocol import FileStep, Publish, SyncFolder, Write
 from foretell.batch.spec import OutputFormat
 from foretell.core.errors import ConfigError, Conflict
 from foretell.tables.arrays import lists
-from foretell.tables.values import is_list, lengths_of, plain
+from foretell.tables.values import is_bytes, is_list, lengths_of, plain
 
 Contents = Mapping[str, tuple[pa.Table, OutputFormat]]
 """A part's files: name → what is in it."""
@@ -78,7 +79,9 @@ class OutputFolder:
 
 
 def write_table(table: pa.Table, form: OutputFormat, path: Path) -> None:
-    """Write one file. Lists and records are real ones in Parquet and JSON lines, and JSON text in CSV."""
+    """Write one file. Lists and records are real ones in Parquet and JSON lines, JSON text in CSV; bytes are real ones
+    in Parquet, and Base64 in the others.
+    """
     if form == "parquet":
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=texts, write_statistics=True)
@@ -86,6 +89,8 @@ def write_table(table: pa.Table, form: OutputFormat, path: Path) -> None:
         for at, field in enumerate(table.schema):
             if pa.types.is_nested(field.type):
                 table = table.set_column(at, field.name, json_cells(table.column(at)))
+            elif is_bytes(field.type):
+                table = table.set_column(at, field.name, base64_cells(table.column(at)))
         pyarrow.csv.write_csv(table, path)
     else:
         path.write_bytes(msgspec.json.Encoder().encode_lines(table.to_pylist()))
@@ -94,6 +99,14 @@ def write_table(table: pa.Table, form: OutputFormat, path: Path) -> None:
 def json_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Lists and records as JSON text. What is null stays null, an empty cell; NaN and infinity are null in JSON."""
     return pa.chunked_array([_json(chunk) for chunk in column.chunks], pa.string())
+
+
+def base64_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Bytes as text; null stays null."""
+    values = column.to_pylist()
+    return pa.chunked_array(
+        [pa.array([None if value is None else b64encode(value).decode() for value in values], pa.string())]
+    )
 
 
 def _json(array: pa.Array) -> pa.Array:

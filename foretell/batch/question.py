@@ -72,6 +72,12 @@ def question_of(spec: JobSpec, manifest: Manifest, source: Source, schema: pa.Sc
     signature = manifest.signature
     columns = spec.reading.columns
     texts = [each.name for each in signature.inputs if each.datatype == "BYTES"]
+    if source.of_files and not texts:
+        raise InvalidInput(
+            f"each row is a whole file here, and {spec.model} takes {', '.join(map(str, signature.inputs))}. Add it"
+            ' again with --config and a step that turns files into that (kind = "image" decodes pictures;'
+            " docs/packages.md), or give tables"
+        )
     if source.of_files and len(texts) == 1 and texts[0] not in columns.feeds:
         columns = ColumnMap({**columns.feeds, texts[0]: (CONTENT,)})
     pads = any(isinstance(step, TextStep) for step in manifest.transform.before)

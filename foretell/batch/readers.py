@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -13,8 +13,10 @@ import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
 from foretell.batch.files import InputFile, InputFormat
+from foretell.batch.tuning import PART_BYTES
 from foretell.core.errors import InvalidInput
 from foretell.tables.arrays import blobs, texts
+from foretell.tables.values import is_list
 
 PATH, CONTENT = "path", "content"
 """The columns of an input that consists of whole files."""
@@ -29,17 +31,35 @@ _LEAST_BUFFER, _MOST_BUFFER = 2**16, 2**20
 Batches = Iterator[pa.RecordBatch]
 
 
+class Read(Protocol):
+    def __call__(self, start: int, columns: Sequence[str], rows: int = 0, /) -> Batches: ...
+
+
 class Reader(msgspec.Struct):
     """An opened file: its columns, its number of rows where that is known without reading, and how to read.
 
-    `read(start, columns)`: batches of these columns that together hold the rows from `start` on. `row_bytes`: about
-    how large a row is, 0 where unknown.
+    `read(start, columns, rows)`: batches of these columns that together hold the rows from `start` on, of `rows` each
+    where that is given, fits `PART_BYTES` and the form can: what comes in one piece is copied no more. `row_bytes`:
+    about how large a row is, 0 where unknown.
     """
 
     schema: pa.Schema
     rows: int | None
-    read: Callable[[int, Sequence[str]], Batches]
+    read: Read
     row_bytes: float = 0.0
+
+    def typed(self, known: pa.Schema) -> "Reader":
+        """This reader, its columns of nulls with the types that they have in `known`."""
+        schema = typed(self.schema, known)
+        if schema.equals(self.schema):
+            return self
+
+        def read(start: int, columns: Sequence[str], rows: int = 0) -> Batches:
+            wanted = pa.schema([schema.field(name) for name in columns])
+            for batch in self.read(start, columns, rows):
+                yield batch.cast(wanted)
+
+        return Reader(schema, self.rows, read, self.row_bytes)
 
 
 @contextlib.contextmanager
@@ -71,16 +91,17 @@ def _parquet(file: InputFile, stack: contextlib.ExitStack) -> Reader:
     row_bytes = size / max(metadata.num_rows, 1)
     batch_rows = _at_a_time(_BATCH_ROWS, row_bytes)
 
-    def read(start: int, columns: Sequence[str]) -> Batches:
+    def read(start: int, columns: Sequence[str], rows: int = 0) -> Batches:
         groups: list[int] = []
         skip = start
         for number in range(metadata.num_row_groups):
-            rows = metadata.row_group(number).num_rows
-            if groups or skip < rows:
+            held = metadata.row_group(number).num_rows
+            if groups or skip < held:
                 groups.append(number)
             else:
-                skip -= rows
-        yield from _from(opened.iter_batches(batch_rows, groups, list(columns)), skip)
+                skip -= held
+        step = rows if 0 < rows * row_bytes <= PART_BYTES else batch_rows
+        yield from _from(opened.iter_batches(step, groups, list(columns)), skip)
 
     return Reader(opened.schema_arrow, metadata.num_rows, read, row_bytes)
 
@@ -116,7 +137,7 @@ def _arrow(file: InputFile, stack: contextlib.ExitStack) -> Reader:
 
         return _streamed(again)
 
-    def read(start: int, columns: Sequence[str]) -> Batches:
+    def read(start: int, columns: Sequence[str], rows: int = 0) -> Batches:
         skip = start
         for number in range(opened.num_record_batches):
             batch = opened.get_batch(number)
@@ -132,7 +153,7 @@ def _files(file: InputFile, stack: contextlib.ExitStack) -> Reader:
     row_bytes = file.seen.size / max(len(file.members), 1)
     step = _at_a_time(_FILES_AT_A_TIME, row_bytes)
 
-    def read(start: int, columns: Sequence[str]) -> Batches:
+    def read(start: int, columns: Sequence[str], rows: int = 0) -> Batches:
         for at in range(start, len(file.members), step):
             names = list(file.members[at : at + step])
             contents = _contents(file.filesystem, names) if CONTENT in columns else [b""] * len(names)
@@ -140,6 +161,29 @@ def _files(file: InputFile, stack: contextlib.ExitStack) -> Reader:
             yield pa.RecordBatch.from_arrays(arrays, schema=schema).select(list(columns))
 
     return Reader(schema, len(file.members), read, row_bytes)
+
+
+def typed(schema: pa.Schema, known: pa.Schema) -> pa.Schema:
+    """`schema`, its columns of nothing but null (or lists of that) with the types that they have in `known`."""
+
+    def better(field: pa.Field) -> pa.Field:
+        if is_open(field.type) and field.name in known.names:
+            other = known.field(field.name)
+            return other if _says_more(other.type, field.type) else field
+        return field
+
+    return pa.schema([better(field) for field in schema])
+
+
+def is_open(kind: pa.DataType) -> bool:
+    """Whether nobody knows of what a column is."""
+    return bool(pa.types.is_null(kind)) or (is_list(kind) and is_open(kind.value_type))
+
+
+def _says_more(kind: pa.DataType, than: pa.DataType) -> bool:
+    if is_list(kind) and is_list(than):
+        return _says_more(kind.value_type, than.value_type)
+    return bool(pa.types.is_null(than)) and not pa.types.is_null(kind)
 
 
 def _at_a_time(most: int, row_bytes: float) -> int:
@@ -168,7 +212,7 @@ _OPEN: dict[InputFormat, Callable[[InputFile, contextlib.ExitStack], Reader]] = 
 def _streamed(again: Callable[..., Any]) -> Reader:
     """A form that can only be read from its beginning."""
 
-    def read(start: int, columns: Sequence[str]) -> Batches:
+    def read(start: int, columns: Sequence[str], rows: int = 0) -> Batches:
         stream = again(columns)
         chosen = (batch.select(list(columns)) for batch in stream)
         yield from _from(chosen, start)
@@ -189,10 +233,10 @@ def _with_constants(reader: Reader, constants: dict[str, int | str]) -> Reader:
     for key, kind in kinds.items():
         schema = schema.append(pa.field(key, kind))
 
-    def read(start: int, columns: Sequence[str]) -> Batches:
+    def read(start: int, columns: Sequence[str], rows: int = 0) -> Batches:
         own = [name for name in columns if name not in constants]
         # Something must be read for the number of rows to be known.
-        for batch in reader.read(start, own or reader.schema.names[:1]):
+        for batch in reader.read(start, own or reader.schema.names[:1], rows):
             arrays = [
                 pa.repeat(pa.scalar(constants[name], kinds[name]), batch.num_rows)
                 if name in constants
@@ -221,6 +265,12 @@ def _named(file: InputFile) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
+        remedy = "Mend the file or leave it out"
+        if "conversion error" in first or "changed from" in first:
+            remedy = (
+                f"The first {_BLOCK // 2**20} MB say of what type a column is: convert the file to Parquet, or leave"
+                " the column out with --keep"
+            )
         raise InvalidInput(
-            f"{file.path} cannot be read as {file.format}: {first}. Mend the file or leave it out, and start again"
+            f"{file.path} cannot be read as {file.format}: {first}. {remedy}, and start again"
         ) from error

@@ -6,8 +6,9 @@ Whoever calls owns the crew and the store. Reading and writing happen in threads
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,16 +19,18 @@ from foretell.batch.protocol import ERRORS, PartKey, leavings, missing
 from foretell.batch.question import layout_of
 from foretell.batch.source import Source, Survey
 from foretell.batch.spec import JobSpec, Plan, check_unchanged, decode_plan, decode_spec, encode
-from foretell.batch.tuning import TRIED, Sizes
+from foretell.batch.tuning import MOST_TRIED, TRIED, Sizes
 from foretell.batch.work import Crew
 from foretell.core.errors import Conflict, ForetellError, InvalidInput
 from foretell.store.job import JobInfo, JobPart, State
 from foretell.store.jobs import LEASE_S, Jobs
 
+T = TypeVar("T")
+
 
 class Progress(msgspec.Struct):
-    """How far a job is. `total` is None while the form of the input does not tell; `began` is monotonic, and
-    `before` the rows that earlier runs had done.
+    """How far a job is. `total` is None while the form of the input does not tell; `began` and `ended` are monotonic,
+    and `before` the rows that earlier runs had done.
     """
 
     total: int | None = None
@@ -39,6 +42,7 @@ class Progress(msgspec.Struct):
     compute_s: float = 0.0
     before: int = 0
     began: float = 0.0
+    ended: float = 0.0
 
     def add(self, part: JobPart) -> None:
         self.read += part.read
@@ -76,20 +80,9 @@ class JobRun:
         self._output = OutputFolder(Path(self.spec.writing.folder))
 
     async def run(self) -> None:
-        """Do what is left to do; then the job is finalizing. Raises why it could not."""
-        keeping = asyncio.create_task(keep_lease(self._jobs, self.job.id, self._owner))
-        working = asyncio.create_task(self._work())
-        try:
-            await asyncio.wait((keeping, working), return_when=asyncio.FIRST_COMPLETED)
-            if keeping.done() and not working.done():
-                await keeping  # raises why the lease is lost
-            await working
-        finally:
-            working.cancel()
-            keeping.cancel()
-            await asyncio.wait((keeping, working))
-
-    async def _work(self) -> None:
+        """Do what is left to do, while somebody keeps the lease (`while_held`); then the job is finalizing. Raises why
+        it could not.
+        """
         self.progress.began = time.monotonic()
         layout, survey, done = await asyncio.to_thread(self._prepare)
         self.progress.total = survey.total
@@ -104,10 +97,11 @@ class JobRun:
         # A worker that died may have left halves, or a file that its part turned out not to have.
         await asyncio.to_thread(self._remove_leavings)
         await asyncio.to_thread(self._jobs.move, self.job.id, self._owner, "finalizing", time.time())
+        self.progress.ended = time.monotonic()
 
     def _prepare(self) -> tuple[Layout, Survey, dict[PartKey, JobPart]]:
         check_unchanged(self.job.id, self.plan.files, self._source.seen)
-        schema = self._source.first_schema()
+        schema = self._source.schema
         question = self._crew.question
         layout = layout_of(self.spec, question, self._source, schema)
         survey = self._source.survey(question.check, layout.check)
@@ -131,10 +125,9 @@ class JobRun:
         """Choose the sizes of requests and parts, once for the whole job."""
         sizes = Sizes(self.spec.batch_rows, self.spec.part_rows)
         if not (sizes.batch_rows and sizes.part_rows):
-            table = await asyncio.to_thread(self._source.look, layout)
+            rows = MOST_TRIED if survey.total is None else min(MOST_TRIED, survey.total // TRIED + 1)
+            table = await asyncio.to_thread(self._source.look, layout, rows)
             row_bytes = max(survey.row_bytes, table.nbytes / max(table.num_rows, 1))
-            if survey.total is not None:
-                table = table.slice(0, survey.total // TRIED + 1)
             tried = await self._crew.sizes(table, row_bytes)
             sizes = Sizes(sizes.batch_rows or tried.batch_rows, sizes.part_rows or tried.part_rows)
         self.plan = msgspec.structs.replace(self.plan, batch_rows=sizes.batch_rows, part_rows=sizes.part_rows)
@@ -170,6 +163,21 @@ class JobRun:
                 f" {reason or 'see the errors file'}. They are in {self._output.path / ERRORS}. Resume with a"
                 " higher limit, or mend the input and start anew"
             )
+
+
+async def while_held(jobs: Jobs, job: str, owner: str, work: Coroutine[Any, Any, T]) -> T:
+    """What comes of `work`, the lease kept meanwhile. When the lease is lost, ends the work and raises why."""
+    keeping = asyncio.create_task(keep_lease(jobs, job, owner))
+    working = asyncio.create_task(work)
+    try:
+        await asyncio.wait((keeping, working), return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done() and not working.done():
+            await keeping
+        return await working
+    finally:
+        working.cancel()
+        keeping.cancel()
+        await asyncio.wait((keeping, working))
 
 
 async def keep_lease(jobs: Jobs, job: str, owner: str) -> None:

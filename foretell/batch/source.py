@@ -1,6 +1,8 @@
 """The input of a job: its files, checked against each other, and the parts that are still to do."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 import pyarrow as pa
@@ -9,21 +11,19 @@ from foretell.batch.files import InputFile, find_inputs, seen_now
 from foretell.batch.layout import Layout
 from foretell.batch.part import Part, PartRange, cut
 from foretell.batch.protocol import PartKey
-from foretell.batch.readers import open_input
+from foretell.batch.readers import Reader, is_open, open_input, typed
 from foretell.batch.spec import Seen
 from foretell.core.errors import Conflict, InvalidInput
 
-LOOK_ROWS = 8192
 LOOK_BYTES = 32 * 2**20
-"""Rows that are looked at to see how large they are and how long they take: so many, or so many bytes of them."""
+"""So much is looked at, at most, to see how large rows are and how long they take."""
 SEARCH_BYTES = 256 * 2**20
 """How much is read at most to find some that the filter lets through."""
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What is known before reading: the columns, rows by file where a form tells them, bytes of a row."""
+    """What is known before reading: rows by file where a form tells them, bytes of a row."""
 
-    schema: pa.Schema
     rows: tuple[int | None, ...]
     row_bytes: float
 
@@ -49,9 +49,19 @@ class Source:
         """Names of the columns that are in the names of folders."""
         return {key for file in self.files for key in file.partition}
 
-    def first_schema(self) -> pa.Schema:
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of the first file. One in which it has nothing but null, so that its type is not known there, has
+        the type of the next file that knows it.
+        """
         with open_input(self.files[0]) as reader:
-            return reader.schema
+            schema = reader.schema
+        for file in self.files[1:]:
+            if not any(is_open(field.type) for field in schema):
+                break
+            with open_input(file) as reader:
+                schema = typed(schema, reader.schema)
+        return schema
 
     @property
     def of_files(self) -> bool:
@@ -62,10 +72,8 @@ class Source:
         """Look at the columns of every file. Raises `InvalidInput` that names the first one which a check refuses."""
         rows: list[int | None] = []
         row_bytes = 0.0
-        schema = None
         for file in self.files:
-            with open_input(file) as reader:
-                schema = schema or reader.schema
+            with self._open(file) as reader:
                 rows.append(reader.rows)
                 row_bytes = max(row_bytes, reader.row_bytes)
                 try:
@@ -73,25 +81,24 @@ class Source:
                         check(reader.schema)
                 except InvalidInput as error:
                     raise InvalidInput(f"{file.path} differs from {self.files[0].path}: {error.message}") from None
-        assert schema is not None
-        return Survey(schema, tuple(rows), row_bytes)
+        return Survey(tuple(rows), row_bytes)
 
-    def look(self, layout: Layout) -> pa.Table:
-        """The first rows that the filter lets through, within `LOOK_ROWS` and `LOOK_BYTES`; all of one file. None where
-        there are none in the first `SEARCH_BYTES`.
+    def look(self, layout: Layout, rows: int) -> pa.Table:
+        """The first `rows` rows that the filter lets through, fewer where they are more than `LOOK_BYTES`; all of one
+        file. None where there are none in the first `SEARCH_BYTES`.
         """
         left = SEARCH_BYTES
         for file in self.files:
             found: list[pa.Table] = []
-            rows = size = 0
-            with open_input(file) as reader:
-                for batch in reader.read(0, layout.reads):
+            count = size = 0
+            with self._open(file) as reader:
+                for batch in reader.read(0, layout.reads, rows):
                     found.append(layout.filtered(pa.Table.from_batches([batch]), 0))
-                    rows, size, left = rows + found[-1].num_rows, size + found[-1].nbytes, left - batch.nbytes
-                    if rows >= LOOK_ROWS or size >= LOOK_BYTES or left <= 0:
+                    count, size, left = count + found[-1].num_rows, size + found[-1].nbytes, left - batch.nbytes
+                    if count >= rows or size >= LOOK_BYTES or left <= 0:
                         break
-            if rows:
-                return pa.concat_tables(found).slice(0, LOOK_ROWS)
+            if count:
+                return pa.concat_tables(found).slice(0, rows)
             if left <= 0:
                 break
         return layout.schema.empty_table()
@@ -120,7 +127,7 @@ class Source:
         """Read one part. Raises `Conflict` if its file is not what it was."""
         number = wanted.key.file
         self._check_unchanged(self.files[number])
-        with open_input(self.files[number]) as reader:
+        with self._open(self.files[number]) as reader:
             batches = reader.read(wanted.start, layout.reads)
             found = next(cut(batches, _chosen(reader.schema, layout), number, wanted.start, wanted.rows), None)
         if found is None or found.table.num_rows != wanted.rows:
@@ -135,11 +142,16 @@ class Source:
         if known is not None and first * part_rows >= known:
             return
         self._check_unchanged(self.files[number])
-        with open_input(self.files[number]) as reader:
-            batches = reader.read(first * part_rows, layout.reads)
+        with self._open(self.files[number]) as reader:
+            batches = reader.read(first * part_rows, layout.reads, part_rows)
             for part in cut(batches, _chosen(reader.schema, layout), number, first * part_rows, part_rows):
                 if part.key not in done:
                     yield part
+
+    @contextlib.contextmanager
+    def _open(self, file: InputFile) -> Iterator[Reader]:
+        with open_input(file) as reader:
+            yield reader.typed(self.schema)
 
     def _check_unchanged(self, file: InputFile) -> None:
         if file.format == "files":  # many; they were looked at when the job began

@@ -8,6 +8,8 @@ SIZES = (16, 64, 256, 1024, 4096)
 """Sizes of requests that are tried, while they pay."""
 TRIED = 50
 """One row of so many is tried, at most, before a job begins."""
+MOST_TRIED = 8192
+"""So many rows are, whatever there are."""
 GAIN = 0.95
 """A larger request pays where a row takes at most this share of what it took before."""
 LONGEST_S = 0.5

@@ -144,7 +144,8 @@ def _resolve(model: str, store: Store) -> VersionInfo:
 
 def _paths(text: str) -> tuple[str, ...]:
     """Absolute, so that the job can be resumed from anywhere."""
-    return tuple(path if "://" in path else str(Path(path).absolute()) for path in _names(text))
+    names = (text,) if Path(text).exists() else _names(text)  # a comma may be in a name
+    return tuple(path if "://" in path else str(Path(path).absolute()) for path in names)
 
 
 def _names(text: str) -> tuple[str, ...]:

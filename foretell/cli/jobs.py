@@ -1,8 +1,11 @@
 """`foretell jobs`: lists them; its subcommands are verbs of their own."""
 
+import time
 from datetime import datetime
+from typing import Any
 
 from foretell.app.packages import open_store
+from foretell.batch.owner import gone
 from foretell.batch.spec import decode_spec
 from foretell.cli.console import print_json, print_table
 from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl
@@ -30,12 +33,12 @@ def run(store: StoreUrl = "", database: DatabaseUrl = "", as_json: AsJson = Fals
     print_table(head, [[job[name] for name in names] for job in jobs])
 
 
-def facts(store: Store, job: JobInfo) -> dict[str, object]:
-    """What there is to say about a job in a line."""
+def facts(store: Store, job: JobInfo) -> dict[str, Any]:
+    """What there is to say about a job in a line. Its state is "stopped" where whoever ran it is gone."""
     totals = store.jobs.totals(job.id)
     return {
         "id": job.id,
-        "state": job.state,
+        "state": "stopped" if _is_stopped(job) else job.state,
         "model": decode_spec(job.spec).model,
         "rows": totals.rows,
         "errors": totals.errors,
@@ -49,6 +52,12 @@ def facts(store: Store, job: JobInfo) -> dict[str, object]:
         "output": job.output,
         "reason": job.reason,
     }
+
+
+def _is_stopped(job: JobInfo) -> bool:
+    """Whether whoever ran it ended without a word, so that its state still says what that one did."""
+    held = job.state in ("running", "finalizing") and job.owner
+    return bool(held) and (job.lease_until <= time.time() or gone(job.owner))
 
 
 def moment(at: float) -> str:

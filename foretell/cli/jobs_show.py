@@ -6,10 +6,12 @@ import msgspec
 import typer
 
 from foretell.app.packages import open_store
+from foretell.batch.spec import decode_spec
 from foretell.cli.batch_run import show_report
 from foretell.cli.console import print_json, print_table
 from foretell.cli.jobs import facts
 from foretell.cli.options import AsJson, DatabaseUrl, StoreUrl
+from foretell.report.units import dollars, seconds
 
 
 def run(
@@ -32,6 +34,9 @@ def run(
         spec, report = (msgspec.Raw(text.encode()) if text else None for text in (info.spec, info.report))
         print_json({**known, "spec": spec, "report": report})
         return
+    known |= {"compute_s": seconds(known["compute_s"]), "dollars": dollars(known["dollars"])}
+    if known["state"] in ("queued", "stopped", "failed") and decode_spec(info.spec).calling is None:
+        known["go on"] = f"foretell jobs resume {info.id}"
     print_table(("", ""), [(key, value) for key, value in known.items() if value != ""])
     if info.report:
         show_report(info.report, as_json=False)

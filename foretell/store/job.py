@@ -24,7 +24,8 @@ crash, when the state still says what the dead process did.
 def check_move(job: str, before: State, after: State) -> None:
     """Raise `Conflict` if a job may not go from `before` to `after`."""
     if after not in NEXT[before]:
-        raise Conflict(f"job {job} is {before}: it cannot become {after}")
+        remedy = "; start a new job with another output folder" if after == "running" else ""
+        raise Conflict(f"job {job} is {before}: it cannot become {after}{remedy}")
 
 
 class JobPart(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
 """A table's columns → the tensors of a signature, whole columns at a time; rows that do not fit are named, not lost."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,18 @@ def check_columns(schema: pa.Schema, columns: ColumnMap, signature: Signature) -
     for spec in signature.inputs:
         names = columns.feeds[spec.name]
         _row_shape(spec)
+        check_once(schema, names)
         for name in names:
             kind = schema.field(name).type
             check_type(value_type(kind), spec.datatype, f'column "{name}" for input "{spec.name}"')
             _check_form(spec, name, _lists(kind), len(names))
+
+
+def check_once(schema: pa.Schema, names: Sequence[str]) -> None:
+    """Raise `InvalidInput` where one of `names` is that of several columns."""
+    for name in names:
+        if (count := schema.names.count(name)) > 1:
+            raise InvalidInput(f'{count} columns are called "{name}"; rename them, or choose with --keep')
 
 
 class Inputs:
@@ -175,4 +184,6 @@ def _told(shape: tuple[int, ...]) -> str:
 
 def _one(column: Any) -> pa.Array:
     """A table's column in one piece."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.ChunkedArray):
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return column

@@ -41,8 +41,13 @@ def is_list(kind: pa.DataType) -> bool:
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether values are strings or bytes."""
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for test in tests) or bool(pa.types.is_fixed_size_binary(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind)) or is_bytes(kind)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether values are bytes, which need not be text."""
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
 
 
 def check_type(kind: pa.DataType, datatype: str, what: str) -> None:

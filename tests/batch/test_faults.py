@@ -86,6 +86,12 @@ def test_inputs_of_different_forms_or_partitions_are_refused(linear_world):
     refused(linear_world, linear_world.folder / "b", "the partitions differ: day and month")
 
 
+def test_files_that_are_rows_are_refused_where_the_model_takes_numbers(linear_world):
+    (linear_world.folder / "in.png").write_bytes(b"")
+    says = r'takes X FP32\[\?, 2\]. Add it again with --config .* \(kind = "image" decodes pictures'
+    refused(linear_world, linear_world.folder / "in.png", says)
+
+
 def test_a_model_that_is_not_there_is_refused(linear_world):
     refused(linear_world, linear_world.table("in.parquet", X=X), 'no model "linaer"', model="linaer", error=NotFound)
 
@@ -112,6 +118,36 @@ def test_a_file_that_is_damaged_from_the_start_is_refused(linear_world):
     text = linear_world.folder / "in.csv"
     text.write_text("")
     refused(linear_world, text, "in.csv cannot be read as csv")
+
+
+def test_a_column_that_is_there_twice_is_refused_unless_it_is_left_out(linear_world):
+    twice = pa.table([pa.array(X), pa.array([1, 2, 3]), pa.array([4, 5, 6])], names=["X", "a", "a"])
+    path = linear_world.folder / "in.parquet"
+    pa.parquet.write_table(twice, path)
+    refused(linear_world, path, '2 columns are called "a"; rename them, or choose with --keep')
+    assert linear_world.batch("linear", path, keep=("none",)).rows == 3
+    pa.parquet.write_table(twice.rename_columns(["X", "X", "a"]), path)
+    with pytest.raises(InvalidInput, match='2 columns are called "X"'):
+        linear_world.batch("linear", path, "out2")
+
+
+def test_a_value_of_another_type_far_down_a_text_file_says_what_to_do(doubler):
+    path = doubler.folder / "in.csv"
+    path.write_text("x,n\n" + "1.0,1\n" * 800_000 + "1.0,2.5\n")
+    with pytest.raises(InvalidInput, match=r"invalid value '2\.5'\. The first 4 MB say of what type .* with --keep"):
+        doubler.batch("double", path, batch_rows=4096, part_rows=65_536)
+    assert doubler.batch("double", path, "out2", keep=("none",)).rows == 800_001
+
+
+def test_a_job_is_kept_while_its_model_loads_for_longer_than_a_lease_lasts(world, monkeypatch):
+    for module in ("foretell.store.jobs", "foretell.batch.run"):
+        monkeypatch.setattr(f"{module}.LEASE_S", 0.6)
+    world.add_python("lazy", "import time\ntime.sleep(1.5)\ndef predict(x):\n    return {'y': x}")
+    world.single("lazy")
+    renewed = Mock(side_effect=world.store.jobs.renew)
+    monkeypatch.setattr(world.store.jobs, "renew", renewed)
+    assert world.batch("lazy", world.table("in.parquet", x=[1.0])).rows == 1
+    assert renewed.call_count > 8
 
 
 # What fails a row
@@ -224,7 +260,7 @@ def test_a_file_that_vanishes_is_named(linear_world):
     source = Source(spec.reading.paths)
     shutil.rmtree(linear_world.folder / "in")
     with pytest.raises(InvalidInput, match=r"a\.parquet cannot be read"):
-        source.first_schema()
+        assert source.schema
 
 
 def test_a_file_that_is_a_row_and_vanishes_is_named_and_no_empty_row(world):
@@ -239,7 +275,7 @@ def test_a_file_that_is_a_row_and_vanishes_is_named_and_no_empty_row(world):
 def test_a_file_that_changes_while_the_job_runs_is_noticed(linear_world):
     path = linear_world.table("in [1].parquet", X=X)
     source = Source([str(path)])
-    layout = Layout(linear_world.spec("linear", path), source.first_schema(), ["X"], pa.schema([]), set())
+    layout = Layout(linear_world.spec("linear", path), source.schema, ["X"], pa.schema([]), set())
     assert next(source.parts(layout, 2, [3], {})).table.num_rows == 2
     linear_world.table("in [1].parquet", X=X + X)
     with pytest.raises(Conflict, match="has changed while the job ran"):
@@ -267,6 +303,22 @@ def test_a_later_file_with_a_narrower_number_is_read_as_the_first(linear_world):
     assert linear_world.rows().to_pydict()["y"] == [21.0, 21.0]
 
 
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (pa.array(["a"]), pa.array(["b"], pa.large_string())),
+        (pa.array(["a"]), pa.array(["b"]).dictionary_encode()),
+        (pa.array(["a"]).dictionary_encode(), pa.array(["b"])),
+        (pa.array([0], pa.timestamp("us")), pa.array([1_000_000_000], pa.timestamp("ns"))),
+    ],
+)
+def test_texts_and_times_may_be_laid_out_in_another_way_in_a_later_file(linear_world, first, later):
+    linear_world.table("in/a.parquet", note=first, X=X[:1])
+    linear_world.table("in/b.parquet", note=later, X=X[:1])
+    linear_world.batch("linear", linear_world.folder / "in")
+    assert linear_world.rows().column("note").to_pylist() == first.to_pylist() + later.to_pylist()
+
+
 def test_a_later_file_whose_values_do_not_fit_the_first_is_named_with_the_column(linear_world):
     linear_world.table("in/a.parquet", id=[1], X=[[1.0, 2.0]])
     linear_world.table("in/b.parquet", id=[2.5], X=[[1.0, 2.0]])
@@ -285,6 +337,23 @@ def test_a_column_that_is_null_in_a_whole_later_file_is_read_as_in_the_first(lin
     rows = linear_world.rows().to_pydict()
     assert (rows["id"], rows["tags"], rows["y"]) == (["a", None], [["x"], None], [21.0, 21.0])
     assert report.quality.rows == 1
+
+
+def test_a_column_that_is_null_in_the_whole_first_file_has_the_type_of_the_next_that_knows_one(linear_world):
+    folder = linear_world.folder / "in"
+    folder.mkdir()
+    for name, (note, tags, day, truth, x) in {
+        "a": ("null", "null", "null", "null", "null"),
+        "b": ('"two"', "[]", "2", "1.0", "[1.0, 2.0]"),
+        "c": ('"three"', '["x"]', "3", "2.0", "[3.0, 4.0]"),
+    }.items():
+        line = f'{{"note": {note}, "tags": {tags}, "day": {day}, "t": {truth}, "X": {x}}}'
+        (folder / f"{name}.jsonl").write_text(line)
+    report = linear_world.batch("linear", folder, label="t=y", keep=("note", "tags"), where="day is None or day > 2")
+    rows = linear_world.rows().to_pydict()
+    assert (rows["note"], rows["tags"], rows["y"]) == (["three"], [["x"]], [43.0])
+    assert [error["error"] for error in linear_world.errors()] == ['column "X": null, the model expects a list of 2']
+    assert (report.filtered, report.quality.rows) == (1, 1)
 
 
 @pytest.mark.parametrize(

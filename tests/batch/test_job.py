@@ -106,6 +106,16 @@ def test_csv_holds_every_list_as_json_and_a_null_as_an_empty_cell(tmp_path, name
         assert [cell and json.loads(cell) for cell in cells] == expected
 
 
+def test_bytes_are_base64_in_csv_and_json_lines(linear_world):
+    source = linear_world.table("in.parquet", **ROWS, raw=[b"\xff\x00", None, b""])
+    for form in ("csv", "jsonl"):
+        linear_world.batch("linear", source, form, format=form, keep=("raw",))
+    with (linear_world.folder / "csv/part-00000-000000.csv").open(newline="") as file:
+        assert [row["raw"] for row in csv.DictReader(file)] == ["/wA=", "", ""]
+    lines = (linear_world.folder / "jsonl/part-00000-000000.jsonl").read_text().splitlines()
+    assert [json.loads(line)["raw"] for line in lines] == ["/wA=", None, ""]
+
+
 def test_a_filter_leaves_rows_out_and_keep_names_the_columns_that_go_along(linear_world):
     source = linear_world.table("in.parquet", **ROWS, more=["a", "b", "c"])
     report = linear_world.batch("linear", source, where="id >= 8 and more != 'c'", keep=("more",))

@@ -56,15 +56,16 @@ def photos(tmp_path) -> Source:
 
 def layout_of(world, source: Source, reads: list[str], where: str = "") -> Layout:
     spec = world.spec("linear", source.files[0].path, where=where)
-    return Layout(spec, source.first_schema(), reads, pa.schema([]), set())
+    return Layout(spec, source.schema, reads, pa.schema([]), set())
 
 
 def test_files_are_read_and_looked_at_by_their_bytes(linear_world, photos):
     with open_input(photos.files[0]) as reader:
         batches = reader.read(0, ["content"])
         assert max(batch.nbytes for batch in batches) <= BATCH_BYTES + 1000
-    seen = photos.look(layout_of(linear_world, photos, ["content"]))
+    seen = photos.look(layout_of(linear_world, photos, ["content"]), 8192)
     assert 0 < seen.nbytes < LOOK_BYTES + BATCH_BYTES
+    assert photos.look(layout_of(linear_world, photos, ["content"]), 3).num_rows == 3
 
 
 def test_the_search_for_rows_that_a_filter_lets_through_has_an_end(linear_world, photos, monkeypatch):
@@ -74,7 +75,7 @@ def test_the_search_for_rows_that_a_filter_lets_through_has_an_end(linear_world,
     monkeypatch.setattr(
         files, "cat_ranges", lambda names, *more, **how: asked.extend(names) or reading(names, *more, **how)
     )
-    assert photos.look(layout_of(linear_world, photos, ["content"], "1 > 2")).num_rows == 0
+    assert photos.look(layout_of(linear_world, photos, ["content"], "1 > 2"), 8192).num_rows == 0
     assert 20 <= len(asked) < 40
 
 
@@ -122,3 +123,14 @@ def test_where_no_row_can_be_tried_parts_are_large_all_the_same():
     assert chosen.part_rows > 1000
     chosen = asyncio.run(scorer(FakePlane(1)).sizes(pa.table({"x": pa.array([], pa.float32())}), 2.0**20))
     assert chosen == Sizes(8, 32)
+
+
+def test_a_part_is_read_in_one_piece_where_it_may_be_in_memory(tmp_path):
+    column = pa.array(np.random.default_rng(0).random((200, 20_000), dtype=np.float32).tolist(), pa.list_(pa.float32()))
+    path = tmp_path / "in.parquet"
+    pa.parquet.write_table(pa.table({"a": column}), path, row_group_size=70, **PLAIN)
+    with open_input(Source([str(path)]).files[0]) as reader:
+        assert [batch.num_rows for batch in reader.read(0, ["a"], 190)] == [190, 10]
+        rows = [batch.num_rows for batch in reader.read(0, ["a"], 200 * 2**20)]
+        assert max(rows) * 80_000 <= BATCH_BYTES, "a part that is too large is read in pieces"
+        assert sum(rows) == 200

@@ -35,6 +35,23 @@ def test_a_filter_lets_its_rows_through(text, rows):
     assert set(where.columns) <= {"a", "b", "c"}
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.timestamp("s"), pa.date32()])
+def test_texts_beside_dates_and_times_are_such(kind):
+    days = pa.array(["2026-01-09", "2026-01-10", None, "2026-02-01"]).cast(kind)
+    table = pa.table({"t": days, "u": days, "row": range(4)})
+    for text, rows in {
+        "t >= '2026-01-10'": [1, 3],
+        "'2026-01-09' < t < '2026-02-01' and u == t": [1],
+        "t in ['2026-01-09', '2026-02-01']": [0, 3],
+        "not t == '2026-01-10'": [0, 3],
+    }.items():
+        where = Where(text)
+        where.check(table.schema)
+        assert where.apply(table).column("row").to_pylist() == rows
+    with pytest.raises(InvalidInput, match=r"--where .t > 'soon'. does not fit the columns: .*'soon'"):
+        Where("t > 'soon'").check(table.schema)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "a >", "f(a)", "a.b > 1", "[x for x in a]", "lambda: 1", "a > {1}[0]", "a is 1", "open('x')", "a ** 2 > 1"],
