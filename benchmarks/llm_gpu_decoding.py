@@ -6,18 +6,22 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from foretell.core.generation import Sampling
-from foretell.llm.engine import Engine
+from foretell.llm.draws import Draw
+from foretell.llm.engine import Engine, EngineSettings
 from foretell.llm.executors.base import Work
 from foretell.llm.executors.torch import TorchSettings, open_torch
 from foretell.llm.families import read_config
 from foretell.llm.sampling import Sampler
+from foretell.llm.scheduler import Budget
 from foretell.llm.sequence import Sequence
+from foretell.llm.torch_graphs import Decoded
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -57,6 +61,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 PROMPT = 128
 """Tokens that each sequence holds before it is measured."""
+BUDGET = Budget(512, 4096)
+"""`opening`'s on a GPU, which reads the prompts of 32 sequences in one step: they all decode together."""
 
 
 class RandomWeights:
@@ -136,15 +142,36 @@ class Model:
         return round(time.perf_counter() - start, 2)
 
     def eager(self) -> None:
-        """From here on no step is a captured graph."""
+        """From here on a step is the decoder's own layers, kernel by kernel."""
         executor: Any = self.executor
         decoder = executor._decoder
 
         def plain(size: int, reach: int) -> Callable[..., Any]:
-            hidden = executor._hidden(size, reach)
-            return lambda *inputs: decoder.logits(hidden(*inputs).flatten(0, 1))
+            def step(inputs: Any, wanted: list[int]) -> Any:
+                return Decoded(decoder.logits(executor._hidden(inputs.to(decoder.device), reach)[wanted]))
+
+            return step
 
         executor._captured_step = plain
+
+    def kernels(self) -> dict[str, Any]:
+        """Of a decoding step of all sequences: microseconds and launches of each kernel, the dearest first."""
+        works = self.filled(max(self._arguments.sequences))
+        activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+        for _ in range(3):
+            self.executor.run(works).best  # noqa: B018
+        with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(10):
+                self.executor.run(works).best  # noqa: B018
+            torch.cuda.synchronize()
+        on_device = [
+            (event.self_device_time_total / 10, event.count / 10, event.key[:60])
+            for event in profile.key_averages()
+            if event.self_device_time_total and str(event.device_type).endswith("CUDA")
+        ]
+        on_device.sort(reverse=True)
+        found: dict[str, Any] = {name: [round(time, 1), count] for time, count, name in on_device[:14]}
+        return {"all": [round(sum(row[0] for row in on_device), 1), sum(row[1] for row in on_device)], **found}
 
     def decoding(self, length: int = PROMPT, share: float = 1.0) -> dict[int, float]:
         """Tokens a second by the number of sequences, the best token of each on the host."""
@@ -156,13 +183,18 @@ class Model:
             )
         return found
 
-    def sampling(self) -> dict[int, float]:
-        """The same, all logits on the host: what sampling of the whole vocabulary needs at the least."""
+    def sampling(self, temperature: float, top_p: float) -> dict[int, float]:
+        """The same, a token of each drawn."""
         found = {}
         for count in self._arguments.sequences:
             works = self.filled(count)
-            found[count] = round(count / timed(lambda w=works: self.executor.run(w).logits, self._arguments.seconds), 1)
+            draws = [Draw(row, (row + 0.5) / count, temperature, 0.0, 0, top_p) for row in range(count)]
+            step = partial(self._draw, works, draws)
+            found[count] = round(count / timed(step, 0.5 * self._arguments.seconds), 1)
         return found
+
+    def _draw(self, works: list[Work], draws: list[Draw]) -> list[int]:
+        return self.executor.run(works).drawn(draws)
 
     def reading(self) -> dict[int, float]:
         """Tokens a second of a prompt of so many tokens, in one chunk."""
@@ -181,15 +213,15 @@ class Model:
                 own.append(token)
         return said
 
-    def engine(self, temperature: float) -> dict[int, float]:
+    def engine(self, sampling: Sampling) -> dict[int, float]:
         """Generated tokens a second of the whole engine: scheduler, executor, sampling, books."""
-        return {count: self._engine(count, temperature) for count in self._arguments.sequences}
+        return {count: self._engine(count, sampling) for count in self._arguments.sequences}
 
-    def _engine(self, count: int, temperature: float) -> float:
-        engine, length = Engine(self.executor), self._arguments.tokens
+    def _engine(self, count: int, sampling: Sampling) -> float:
+        engine, length = Engine(self.executor, EngineSettings(BUDGET)), self._arguments.tokens
         for number in range(count):
             prompt = tokens(PROMPT, number, self.config)
-            sampler = Sampler(Sampling(temperature=temperature), number, prompt)
+            sampler = Sampler(sampling, number, prompt)
             engine.add(Sequence(number, 0, prompt, sampler, (), length))
         generated, started = 0, 0.0
         while emitted := engine.step():
@@ -212,17 +244,25 @@ def distance(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     theirs: Any = None
     for device, dtype in (("cpu", "float32"), (arguments.device, "float32"), (arguments.device, "auto")):
         model = Model(name, argparse.Namespace(**{**few, "device": device, "dtype": dtype}))
-        logits = np.concatenate(
-            [model.executor.run([Work(0, 0, tokens(PROMPT, seed, model.config), 8)]).logits for seed in range(4)]
-        )
+        prompts = [Work(0, 0, tokens(PROMPT, seed, model.config), 8) for seed in range(4)]
+        logits = np.concatenate([model.executor.run([work]).logits for work in prompts])
+        decoded = model.executor.run(model.filled(4)).logits.copy()
         texts = model.greedy(4, 16)
         model.executor.close()
         if theirs is None:
-            theirs = logits, texts
+            theirs = logits, decoded, texts
             continue
-        off = float(np.linalg.norm(logits - theirs[0]) / np.linalg.norm(theirs[0]))
-        found[f"{device} {dtype}"] = {"relative distance": off, **agreement(texts, theirs[1])}
+        found[f"{device} {dtype}"] = {
+            "relative distance": apart(logits, theirs[0]),
+            "of a decoding step": apart(decoded, theirs[1]),
+            **agreement(texts, theirs[2]),
+        }
     return found
+
+
+def apart(mine: Any, theirs: Any) -> float:
+    """The distance of logits from others, in parts of their norm."""
+    return float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs))
 
 
 def agreement(graphs: list[list[int]], eager: list[list[int]]) -> dict[str, Any]:
@@ -277,25 +317,32 @@ def parts(model: Model, arguments: argparse.Namespace) -> dict[str, Callable[[],
     """What is measured of a model, in this order: nothing is a captured graph any more from "eager" on."""
     count = max(arguments.sequences)
     longer = min(1000, arguments.context - 2)
-    said: dict[str, list[list[int]]] = {}
+    said: dict[str, Any] = {}
 
     def say(name: str) -> str:
-        said[name] = model.greedy(count, 64)
+        said[name] = model.greedy(count, 64), model.executor.run(model.filled(count)).logits.copy()
         return f"{count} texts"
+
+    def compare() -> dict[str, Any]:
+        (texts, logits), (other_texts, other_logits) = said["graphs"], said["eager"]
+        return {"relative distance": apart(logits, other_logits), **agreement(texts, other_texts)}
 
     return {
         "first decode s": model.first,
         "decode tokens/s, graphs": model.decoding,
         "GPU memory MB": lambda: torch.cuda.max_memory_allocated() // 2**20,
         f"decode tokens/s, graphs, {longer} held": lambda: model.decoding(longer),
-        "decode tokens/s, graphs, logits on the host": model.sampling,
+        "kernels, µs and launches of a step": model.kernels,
+        "decode tokens/s, graphs, temperature 1": lambda: model.sampling(1.0, 1.0),
+        "decode tokens/s, graphs, temperature 0.2, top-p 0.9": lambda: model.sampling(0.2, 0.9),
         "prompt tokens/s": model.reading,
-        "engine tokens/s, greedy": lambda: model.engine(0.0),
-        "engine tokens/s, temperature 1": lambda: model.engine(1.0),
+        "engine tokens/s, greedy": lambda: model.engine(Sampling(temperature=0.0)),
+        "engine tokens/s, temperature 1": lambda: model.engine(Sampling(temperature=1.0)),
+        "engine tokens/s, temperature 0.2, top-p 0.9": lambda: model.engine(Sampling(temperature=0.2, top_p=0.9)),
         "greedy, graphs": lambda: say("graphs"),
         "eager from here": model.eager,
-        "decode tokens/s, eager": model.decoding,
+        "decode tokens/s, eager": lambda: model.decoding(share=0.5),
         "greedy, eager": lambda: say("eager"),
-        "greedy, graphs against eager": lambda: agreement(said["graphs"], said["eager"]),
+        "graphs against eager": compare,
         "transformers generate tokens/s": lambda: beside(model, arguments),
     }

@@ -1,28 +1,25 @@
 """From scores to tokens: temperature, top-k, top-p, min-p, penalties, bias, masks, seeds, logprobs.
 
-Owns how one token of each row is chosen; knows no text, no engine, no device. Greedy rows need the best id only, rows
-with a small top-k the best logits only, which executors have at hand; all others take passes over the vocabulary, of
-which exp is the dearest.
+Owns how one token of each row is chosen; knows no text, no engine, no device. Greedy rows need the best id only, and
+rows whose scores nobody changes are drawn where the scores lie (`Scores.drawn`); all others bring their row here.
 
 Order of the steps, as in vLLM: bias, penalties, mask, temperature, min-p, top-k, top-p.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foretell.core.generation import Sampling
-from foretell.llm.executors.base import Scores, largest
+from foretell.llm.draws import Draw, draw, largest
+from foretell.llm.executors.base import Scores
 
 _GREEDY_BELOW = 1e-5
 """Temperatures below it are greedy: their distribution is one in float32 anyway."""
 _DRAWS = 64
 """Random numbers made at a time; a multiple of the four that one Philox counter gives."""
-
-_SUMMED = 256
-"""Weights whose sum is made at once."""
 
 
 class Mask(Protocol):
@@ -150,6 +147,10 @@ class Sampler:
             self._block = block
         return self._draws[at]
 
+    def rule(self, row: int) -> Draw:
+        """How the next position's token is drawn from row `row`; of no use to the greedy."""
+        return Draw(row, self.draw(), self.temperature, self.min_p, self.top_k, self.top_p)
+
     def edited(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy of the row `logits` [vocab] with bias, penalties and bans."""
         row = logits.copy()
@@ -168,9 +169,10 @@ class Sampler:
 def sample(scores: Scores, rows: Sequence[tuple[int, Sampler]]) -> list[Sampled]:
     """One token for each (row of `scores`, sampler), each row by its own rules; samplers are not advanced."""
     best: list[int] = scores.best.tolist() if any(sampler.greedy for _, sampler in rows) else []
+    drawn = iter(scores.drawn([s.rule(row) for row, s in rows if s.untouched and not s.greedy]))
     result = []
     for row, sampler in rows:
-        token = best[row] if sampler.greedy and sampler.untouched else _token(scores, row, sampler)
+        token = _token(scores, row, sampler) if not sampler.untouched else best[row] if sampler.greedy else next(drawn)
         result.append(
             Sampled(token, 0.0, []) if sampler.logprobs < 0 else _with_logprobs(scores, row, token, sampler.logprobs)
         )
@@ -178,21 +180,18 @@ def sample(scores: Scores, rows: Sequence[tuple[int, Sampler]]) -> list[Sampled]
 
 
 def _token(scores: Scores, row: int, sampler: Sampler) -> int:
+    """Of a row that somebody changes: bias, penalties, bans or a mask."""
     mask = None if sampler.constraint is None else sampler.constraint.mask()
-    if not sampler.plain:
-        logits = sampler.edited(scores.logits[row])
-    elif mask is None:
-        if 0 < sampler.top_k <= scores.heads and not sampler.greedy:
-            values = scores.values[row, : sampler.top_k].astype(np.float64)
-            return int(scores.ids[row, _rank(np.exp((values - values[0]) / sampler.temperature), sampler)])
-        logits = scores.logits[row]
-    else:
-        logits = scores.logits[row]
+    if sampler.plain:
+        if mask is None:
+            return int(scores.best[row]) if sampler.greedy else scores.drawn([sampler.rule(row)])[0]
         if sampler.greedy:
             best = int(scores.best[row])
             if mask[best >> 5] >> (best & 31) & 1:
                 return best
-    return _choose(logits, sampler) if mask is None else _choose_allowed(logits, mask, sampler, scores.logits[row])
+    raw = scores.row(row)
+    logits = raw if sampler.plain else sampler.edited(raw)
+    return _choose(logits, sampler) if mask is None else _choose_allowed(logits, mask, sampler, raw)
 
 
 def _choose_allowed(
@@ -208,67 +207,11 @@ def _choose_allowed(
 
 def _choose(logits: NDArray[np.float32], sampler: Sampler) -> int:
     """An index into `logits` (float32 [n], any n): the best, or by the sampler's draw."""
-    if sampler.greedy:
-        return int(logits.argmax())
-    if 0 < sampler.top_k < len(logits):
-        ids = largest(logits, sampler.top_k)
-        values = logits[ids].astype(np.float64)
-        return int(ids[_rank(np.exp((values - values[0]) / sampler.temperature), sampler)])
-    weights = logits - logits.max()
-    if sampler.temperature != 1.0:
-        weights *= np.float32(1.0 / sampler.temperature)
-    np.exp(weights, out=weights)
-    if sampler.top_p < 1.0:
-        return _choose_nucleus(weights, sampler)
-    if sampler.min_p > 0.0:
-        weights[weights < sampler.min_p] = 0.0
-    # Sums of blocks, then the place within one: quicker than cumulating everything.
-    blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _SUMMED)), dtype=np.float64)
-    return _index_in(weights, blocks, sampler.draw() * blocks[-1])
-
-
-def _choose_nucleus(weights: NDArray[np.float32], sampler: Sampler) -> int:
-    """As `_choose`, for top-p over unnormalised probabilities.
-
-    Sorts values only, and only those that can be in the nucleus: all below the floor together hold less than
-    1 - top_p. The id is looked up at the end; equal ones rank by smaller id.
-    """
-    if sampler.min_p > 0.0:
-        weights[weights < sampler.min_p] = 0.0
-    total = float(weights.sum())
-    floor = np.float32((1.0 - sampler.top_p) * total / len(weights) * 0.999)
-    ranked = np.sort(weights.compress(weights >= floor))[::-1]
-    rank = _rank(ranked, sampler, total)
-    value = ranked[rank]
-    first = int(np.searchsorted(-ranked, -value))
-    return int(np.flatnonzero(weights == value)[rank - first])
-
-
-def _rank(weights: NDArray[Any], sampler: Sampler, total: float = 0.0) -> int:
-    """Which of the best, whose unnormalised probabilities [n] come best first, is drawn. `total`: theirs and that of
-    the others, which top-p may leave out; 0.0: there are no others."""
-    if sampler.min_p > 0.0 and not total:
-        weights = weights[weights >= sampler.min_p]
-    sums = np.cumsum(weights, dtype=np.float64)
-    if sampler.top_p < 1.0:
-        sums = sums[: int(np.searchsorted(sums, sampler.top_p * (total or sums[-1]))) + 1]
-    return min(int(np.searchsorted(sums, sampler.draw() * sums[-1], side="right")), len(sums) - 1)
-
-
-def _index_in(weights: NDArray[np.float32], blocks: NDArray[np.float64], target: float) -> int:
-    """The first index whose cumulated weight is above `target`; `blocks` are the cumulated sums of blocks."""
-    block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
-    sums = np.cumsum(weights[block * _SUMMED : (block + 1) * _SUMMED], dtype=np.float64)
-    sums += blocks[block - 1] if block else 0.0
-    index = block * _SUMMED + int(np.searchsorted(sums, target, side="right"))
-    if index < len(weights) and weights[index] > 0:
-        return index
-    # Rounding carried the target past the end of its block: the last index before it that has any weight.
-    return int(np.flatnonzero(weights[: min(index, len(weights))])[-1])
+    return int(logits.argmax()) if sampler.greedy else draw(logits, sampler.rule(0))
 
 
 def _with_logprobs(scores: Scores, row: int, token: int, count: int) -> Sampled:
-    logits, total = scores.logits[row], scores.log_total(row)
+    logits, total = scores.row(row), scores.log_total(row)
     ids = scores.ids[row, :count] if count <= scores.heads else largest(logits, count)
     top = list(zip(ids.tolist(), (logits[ids] - total).tolist(), strict=True))
     return Sampled(token, float(logits[token]) - total, top)

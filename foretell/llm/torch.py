@@ -38,19 +38,23 @@ class _Turn(NamedTuple):
 
 
 class Decoder:
-    """`forward` writes keys and values into the caches that it is given."""
+    """`forward` writes keys and values into the caches that it is given.
+
+    `weights` are by the checkpoint's names, but for what has the same input: that is one (qkv_proj, gate_up_proj).
+    Norms' are float32, all others `dtype`.
+    """
 
     def __init__(self, spec: DecoderSpec, weights: Weights, device: Any, dtype: Any) -> None:
         self.spec = spec
         self.device = device
         self.dtype = dtype
-        self._weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor] = {}
         for name, array in _packed(spec, weights):
             if name.endswith("norm.weight"):  # norms are computed in float32, as transformers does it
                 array, kind = array + np.float32(spec.norm.offset), torch.float32
             else:
                 kind = dtype
-            self._weights[name] = torch.tensor(array, dtype=kind, device=device)
+            self.weights[name] = torch.tensor(array, dtype=kind, device=device)
         self._rotary = self._tables(spec.rotary)
         self._local = self._tables(spec.local_rotary) if spec.local_rotary else self._rotary
 
@@ -60,9 +64,13 @@ class Decoder:
         spec = self.spec
         return int(2 * spec.layers * spec.kv_heads * spec.head_dim * self.dtype.itemsize)
 
+    def turns(self, window: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines float32 [context + 1, dim / 2] by position, of layers with such a window."""
+        return self._local if window else self._rotary
+
     def forward(self, batch: Batch, caches: Sequence[Tensor]) -> Tensor:
         """Hidden states [b, s, hidden] behind the last layer, before the last norm."""
-        stream = functional.embedding(batch.tokens.to(self.device), self._weights["model.embed_tokens.weight"])
+        stream = functional.embedding(batch.tokens.to(self.device), self.weights["model.embed_tokens.weight"])
         stream = stream * self.spec.embedding_scale
         batch = batch._replace(positions=batch.positions.to(self.device))
         windows = set(self.spec.attention.windows)
@@ -143,15 +151,15 @@ class Decoder:
         return self._linear(f"{name}.down_proj", gate * up)
 
     def _linear(self, name: str, value: Tensor) -> Tensor:
-        return functional.linear(value, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+        return functional.linear(value, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
     def _norm(self, value: Tensor, name: str) -> Tensor:
         """RMS norm, in float32."""
-        weight = self._weights[f"{name}.weight"]
+        weight = self.weights[f"{name}.weight"]
         return functional.rms_norm(value.float(), weight.shape, weight, self.spec.norm.eps).to(value.dtype)
 
     def _turn(self, batch: Batch, window: int) -> _Turn:
-        cosines, sines = (table[batch.positions][:, :, None] for table in (self._local if window else self._rotary))
+        cosines, sines = (table[batch.positions][:, :, None] for table in self.turns(window))
         return _Turn(cosines, sines)
 
     def _tables(self, rotary: Rotary) -> tuple[Tensor, Tensor]:

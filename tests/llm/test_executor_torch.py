@@ -1,6 +1,7 @@
 """The torch executor knows every family that the graph knows, and says what ONNX Runtime says."""
 
 import json
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -73,3 +74,12 @@ def test_a_missing_weight_is_named(folder):
     )
     with pytest.raises(PackageError, match=r"model\.layers\.3\.input_layernorm"):
         open_torch(spec, SafetensorsWeights(folder), TorchSettings(1, 16, device="cpu"))
+
+
+def test_kernels_that_do_not_run_here_leave_the_layers(folder, caplog):
+    executor = opened(folder)
+    executor._joined = SimpleNamespace(ROWS=64)  # neither can anything be captured on a CPU
+    executor.capture()
+    assert "its kernels don't run here" in caplog.text
+    assert executor._joined is None
+    assert executor.run([Work(0, 0, [1, 2, 3], 1)]).best.shape == (1,)

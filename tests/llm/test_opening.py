@@ -2,7 +2,6 @@
 
 import importlib.util
 
-import numpy as np
 import pytest
 
 from foretell.core.errors import ConfigError, PackageError
@@ -11,7 +10,6 @@ from foretell.core.settings import GenerationSettings, ReplicaSettings
 from foretell.importers import import_model
 from foretell.importers.draft import LlmChoices
 from foretell.llm import opening
-from foretell.llm.executors.base import Scores
 from foretell.llm.opening import choose, open_executor
 from foretell.runtimes.loading import load_generator
 from foretell.store.package import Package
@@ -20,7 +18,7 @@ from tests.llm.executor_world import as_builder_makes_it
 
 torch = pytest.importorskip("torch", reason="the executor runs on torch")
 
-from foretell.llm.executors.torch import TorchSettings, _DeviceScores, open_torch  # noqa: E402
+from foretell.llm.executors.torch import TorchSettings, open_torch  # noqa: E402
 from foretell.llm.graph_weights import read_graph  # noqa: E402
 
 PROMPTS = ("Hello", "The quick brown fox", "one two one two one two one", "1, 1, 2, 3, 5, 8,")
@@ -181,17 +179,6 @@ def test_half_precision_on_the_cpu_knows_its_memory(packages):
     assert memory == (4 * 128 * shape.token_bytes, 2**20)
     executor.close()
     assert [len(tokens) for tokens in answers(packages["fp32"], generation=told)] == [40] * len(PROMPTS)
-
-
-def test_scores_on_a_device_are_those_on_the_host():
-    drawn = np.random.default_rng(0).integers(0, 9, (5, 300)).astype(np.float32)  # so that many are equal
-    drawn[0] = np.arange(300)
-    device, host = _DeviceScores(torch.from_numpy(drawn)), Scores(drawn)
-    assert device.best.tolist() == host.best.tolist()
-    assert device.ids.tolist() == host.ids.tolist()
-    assert device.values.tolist() == host.values.tolist()
-    assert device.log_total(2) == pytest.approx(host.log_total(2))
-    assert device.heads == host.heads == 64
 
 
 def test_the_driver_is_asked_before_torch():

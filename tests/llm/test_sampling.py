@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from foretell.core.generation import Sampling
-from foretell.llm.executors.base import Scores, largest
+from foretell.llm.draws import largest
+from foretell.llm.executors.base import Scores
 from foretell.llm.sampling import Sampler, sample
 
 VOCAB = 300

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from foretell.llm.draws import Draw, draw, draw_ranked, largest
+
 
 class Work(NamedTuple):
     """Tokens to run through one slot: position `past` is the first one's, so `past` tokens are in the slot already.
@@ -48,11 +50,25 @@ class Scores:
         """float32 [m, k]: the k largest logits, best first."""
         return self._largest[1]
 
+    def drawn(self, draws: Sequence[Draw]) -> list[int]:
+        """A token for each draw."""
+        return [self._drawn(one) for one in draws]
+
+    def row(self, row: int) -> NDArray[np.float32]:
+        """float32 [vocab]: the logits of one row."""
+        logits: NDArray[np.float32] = self.logits[row]
+        return logits
+
     def log_total(self, row: int) -> float:
         """The log of the sum of exp(logits) of one row."""
-        logits = self.logits[row]
+        logits = self.row(row)
         top = logits.max()
         return float(top + np.log(np.exp(logits - top).sum()))
+
+    def _drawn(self, one: Draw) -> int:
+        if 0 < one.top_k <= self.heads:  # executors have the best at hand
+            return int(self.ids[one.row, draw_ranked(self.values[one.row, : one.top_k], one)])
+        return draw(self.logits[one.row], one)
 
     @cached_property
     def _largest(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -62,27 +78,6 @@ class Scores:
             ids[row] = largest(logits, self.heads)
             values[row] = logits[ids[row]]
         return ids, values
-
-
-def largest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """int64 [count]: the ids of the largest of logits [vocab], best first, equal ones by smaller id.
-
-    The vocabulary is dealt into many groups; the count-th largest of the groups' maxima is a bound that at least
-    `count` logits reach and few others: a tenth of the time of a partition of all logits.
-    """
-    groups = len(logits) // 64
-    if count >= len(logits):
-        return np.argsort(-logits, kind="stable")
-    if count > groups:
-        bound = np.partition(logits, -count)[-count]
-    else:
-        maxima = logits[: groups * 64].reshape(64, groups).max(axis=0)
-        bound = np.partition(maxima, groups - count)[groups - count]
-    there = np.flatnonzero(logits >= bound)
-    best = there[np.argsort(-logits[there], kind="stable")[:count]]
-    if len(best) < count:  # NaN compares with nothing
-        return np.argsort(-logits, kind="stable")[:count]
-    return best
 
 
 class Block(Protocol):

@@ -1,18 +1,19 @@
 """The executor on PyTorch, for CUDA and the CPU. Knows no packages and no scheduling.
 
 Keys and values lie in memory that never moves; on a GPU a decoding step is captured once for each size as a CUDA
-graph, and logits stay there unless somebody asks for them.
+graph, and tokens are chosen where the logits are.
 """
 
+import importlib
+import importlib.util
 import logging
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from foretell.accel.torch import free_memory, prepare
@@ -21,15 +22,18 @@ from foretell.llm.executors.base import Block, Scores, Shape, Work
 from foretell.llm.executors.memory import KvMemory
 from foretell.llm.spec import DecoderSpec
 from foretell.llm.torch import Batch, Decoder
+from foretell.llm.torch_graphs import CapturedStep, Decoded
+from foretell.llm.torch_scores import DeviceScores, pick
 from foretell.llm.weights import Weights
 
 LOG = logging.getLogger("foretell.llm.executors.torch")
 
-_Step = Callable[[Tensor, Tensor], Tensor]
-"""From tokens and positions, int64 [size, 1] each."""
+
+_KERNELS = "foretell.llm.torch_step"
+"""Imported where triton is."""
 
 _STEP = 256
-"""On a GPU attention reads a multiple of this many positions: one captured graph for each."""
+"""Where attention cannot read by lengths it reads a multiple of this many positions: one captured graph for each."""
 
 
 class TorchSettings(msgspec.Struct, frozen=True):
@@ -58,7 +62,9 @@ def open_torch(spec: DecoderSpec, weights: Weights, settings: TorchSettings) -> 
     device = prepare(settings.device, settings.threads)
     name = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     decoder = Decoder(spec, weights, device, getattr(torch, name))
-    return TorchExecutor(decoder, _fitting(decoder, settings), settings.context)
+    executor = TorchExecutor(decoder, _fitting(decoder, settings), settings.context)
+    executor.capture()
+    return executor
 
 
 def _fitting(decoder: Decoder, settings: TorchSettings) -> int:
@@ -108,7 +114,8 @@ class TorchExecutor:
         self._caches = list(self._all.unbind())
         self._shape = Shape(spec.vocab, slots, context, decoder.token_bytes)
         self._slots = torch.arange(slots, device=decoder.device)  # captured graphs read it: it must stay where it is
-        self._captured: dict[tuple[int, int], _Step] = {}
+        self._joined = _joined(decoder)
+        self._captured: dict[tuple[int, int], CapturedStep] = {}
         self._pool: Any = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
     @property
@@ -129,10 +136,25 @@ class TorchExecutor:
         """Bytes that are left where the weights lie."""
         return free_memory(self._decoder.device)
 
+    def capture(self) -> None:
+        """Capture the steps of joined kernels in all sizes now, since compiling them takes seconds the first time.
+
+        Where they cannot be compiled (Triton needs a C compiler) the decoder's own layers run.
+        """
+        if self._joined is None:
+            return
+        try:
+            for power in range((min(self._shape.slots, self._joined.ROWS) - 1).bit_length() + 1):
+                self._captured_step(min(1 << power, self._shape.slots), 1)
+        except Exception as error:
+            LOG.warning("decoding is slower than it could be, as its kernels don't run here: %s", error)
+            self._joined = None
+            self._captured.clear()
+
     def run(self, works: Sequence[Work]) -> Scores:
-        """Run the works. Logits are float32 in the host's memory, of this run alone."""
+        """Run the works."""
         rows: list[int] = []
-        pieces: list[Tensor] = []
+        pieces: list[Decoded] = []
         starts = np.cumsum([0, *(work.outputs for work in works)]).tolist()
         counts: dict[int, list[int]] = {}
         for number, work in enumerate(works):
@@ -145,10 +167,10 @@ class TorchExecutor:
                     rows += range(starts[number], starts[number] + works[number].outputs)
             if not pieces:
                 return Scores(np.empty((0, self._shape.vocab), np.float32))
-            logits = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-            if rows != list(range(len(rows))):
-                logits = logits[np.argsort(rows)]
-        return _DeviceScores(logits) if self._decoder.device.type == "cuda" else Scores(logits.numpy())
+            if len(pieces) > 1:
+                logits = torch.cat([piece.logits for piece in pieces])
+                pieces = [Decoded(logits if rows == sorted(rows) else logits[np.argsort(rows)])]
+        return DeviceScores(*pieces[0]) if self._decoder.device.type == "cuda" else Scores(pieces[0].logits.numpy())
 
     def move(self, source: int, target: int, length: int) -> None:
         self._all[:, target, :, :length] = self._all[:, source, :, :length]
@@ -174,8 +196,8 @@ class TorchExecutor:
         if self._memory is not None:
             self._memory.close()
 
-    def _several(self, group: list[Work]) -> list[Tensor]:
-        """Logits of works with s tokens each: [] or one tensor."""
+    def _several(self, group: list[Work]) -> list[Decoded]:
+        """Of works with s tokens each: [] where no scores are wanted."""
         device, count = self._decoder.device, len(group[0].tokens)
         past = torch.tensor([work.past for work in group], device=device)
         slots = [work.slot for work in group]
@@ -190,10 +212,10 @@ class TorchExecutor:
         wanted = [
             row for place, work in enumerate(group, 1) for row in range(place * count - work.outputs, place * count)
         ]
-        return [self._decoder.logits(_rows(hidden, wanted))] if wanted else []
+        return [Decoded(self._decoder.logits(pick(hidden, wanted)))] if wanted else []
 
-    def _decode(self, group: list[Work]) -> list[Tensor]:
-        """Logits of works with one token each, from the first slots up to the last in use: [] or one tensor.
+    def _decode(self, group: list[Work]) -> list[Decoded]:
+        """Of works with one token each, from the first slots up to the last in use: [] where no scores are wanted.
 
         Slots between that have no work compute something too: it goes to the position behind the context.
         """
@@ -201,96 +223,54 @@ class TorchExecutor:
         gpu = self._decoder.device.type == "cuda"
         if gpu:
             size = min(1 << (size - 1).bit_length(), self._shape.slots)
-            reach = min(_rounded(reach), self._shape.context)
-        tokens, positions = np.zeros((size, 1), np.int64), np.full((size, 1), self._shape.context)
+        inputs = np.zeros((2, size), np.int64)
+        inputs[1] = self._shape.context
         for work in group:
-            tokens[work.slot], positions[work.slot] = work.tokens[0], work.past
-        inputs = torch.from_numpy(tokens), torch.from_numpy(positions)
+            inputs[:, work.slot] = work.tokens[0], work.past
         wanted = [work.slot for work in group if work.outputs]
         if gpu:
-            logits = self._captured_step(size, reach)(*inputs)
-            return [_rows(logits, wanted).clone()] if wanted else []  # the next replay writes where these lie
-        hidden = self._hidden(size, reach)(*inputs).flatten(0, 1)
-        return [self._decoder.logits(_rows(hidden, wanted))] if wanted else []
+            decoded = self._captured_step(size, reach)(torch.from_numpy(inputs), wanted)
+            return [decoded] if wanted else []
+        hidden = self._hidden(torch.from_numpy(inputs), reach)
+        return [Decoded(self._decoder.logits(pick(hidden, wanted)))] if wanted else []
 
-    def _hidden(self, size: int, reach: int) -> _Step:
-        slots = self._slots[:size]
-        return lambda tokens, positions: self._decoder.forward(Batch(tokens, positions, slots, 0, reach), self._caches)
+    def _hidden(self, inputs: Tensor, reach: int) -> Tensor:
+        tokens, positions = inputs[:, :, None]
+        batch = Batch(tokens, positions, self._slots[: len(tokens)], 0, reach)
+        return self._decoder.forward(batch, self._caches).flatten(0, 1)
 
-    def _captured_step(self, size: int, reach: int) -> _Step:
-        """From tokens to logits [size, vocab] as a CUDA graph: one launch in place of one for each kernel.
+    def _captured_step(self, size: int, reach: int) -> CapturedStep:
+        """A decoding step as a CUDA graph: one launch in place of one for each kernel. Captured on first use.
 
-        Captured on first use.
+        Joined kernels read by lengths: one graph for a size; else it takes one for a size and a reach.
         """
+        joined = self._joined is not None and size <= self._joined.ROWS
+        reach = 0 if joined else min(_rounded(reach), self._shape.context)
         if (size, reach) not in self._captured:
-            hidden, logits = self._hidden(size, reach), self._decoder.logits
-            self._captured[size, reach] = _capture(
-                lambda tokens, positions: logits(hidden(tokens, positions).flatten(0, 1)),
-                size,
-                self._shape.context,
-                self._pool,
-            )
+            step = self._joined_step if joined else partial(self._plain_step, reach)
+            self._captured[size, reach] = CapturedStep(step, size, self._shape.context, self._pool)
         return self._captured[size, reach]
 
+    def _joined_step(self, inputs: Tensor) -> Decoded:
+        logits = self._joined.logits(*inputs, self._caches)
+        return Decoded(logits, self._joined.best(logits))
 
-class _DeviceScores(Scores):
-    """Scores whose logits [m, vocab] stay on the device until somebody asks for them: greedy decoding never does."""
+    def _plain_step(self, reach: int, inputs: Tensor) -> Decoded:
+        return Decoded(self._decoder.logits(self._hidden(inputs, reach)))
 
-    def __init__(self, logits: Tensor, heads: int = 64) -> None:
-        self._logits = logits
-        self.heads = min(heads, logits.shape[1])
 
-    @cached_property
-    def logits(self) -> NDArray[np.float32]:  # type: ignore[override]
-        host: NDArray[np.float32] = self._logits.cpu().numpy()
-        return host
+def _joined(decoder: Decoder) -> Any:
+    """The step by joined kernels where they can run: with triton, on a GPU that computes in bfloat16. Else None.
 
-    @cached_property
-    def best(self) -> NDArray[np.int64]:
-        """Of equal ones the smallest, which torch's argmax does not promise."""
-        logits = self._logits
-        ids = torch.arange(logits.shape[1], device=logits.device)
-        best: NDArray[np.int64] = (
-            torch.where(logits == logits.amax(-1, keepdim=True), ids, logits.shape[1] - 1).amin(-1).cpu().numpy()
-        )
-        return best
-
-    @cached_property
-    def _largest(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        values, ids = self._logits.sort(dim=-1, descending=True, stable=True)
-        return ids[:, : self.heads].cpu().numpy(), values[:, : self.heads].cpu().numpy()
+    Not in float16: a row is multiplied by a norm's weights before its size is known, which might overflow there.
+    """
+    able = decoder.device.type == "cuda" and torch.cuda.get_device_capability(decoder.device) >= (8, 0)
+    if able and decoder.dtype != torch.float16 and importlib.util.find_spec("triton") is not None:
+        return importlib.import_module(_KERNELS).JoinedStep(decoder)
+    return None
 
 
 def _rounded(reach: int) -> int:
     """Up to a multiple of 256, beyond 1024 of a quarter of the power of two below: few graphs, little read in vain."""
     step = max(_STEP, (1 << (reach - 1).bit_length()) // 8)
     return -(-reach // step) * step
-
-
-def _rows(tensor: Tensor, rows: list[int]) -> Tensor:
-    """The rows of a tensor; a view where they follow each other, so that no numbers go to the device."""
-    if rows == list(range(rows[0], rows[0] + len(rows))):
-        return tensor[rows[0] : rows[0] + len(rows)]
-    return tensor[rows]
-
-
-def _capture(step: _Step, size: int, idle: int, pool: Any) -> _Step:
-    """Graphs share the memory `pool`: the result is valid until any of them runs again."""
-    tokens = torch.zeros((size, 1), dtype=torch.int64, device="cuda")
-    positions = torch.full((size, 1), idle, dtype=torch.int64, device="cuda")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries set themselves up in a first run, which may not be captured
-        step(tokens, positions)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        result = step(tokens, positions)
-
-    def replay(new_tokens: Tensor, new_positions: Tensor) -> Tensor:
-        tokens.copy_(new_tokens)
-        positions.copy_(new_positions)
-        graph.replay()
-        return result
-
-    return replay
