@@ -118,9 +118,10 @@ def test_cost_by_hand():
 
 
 def test_a_process_tree_is_watched_from_root_to_children():
+    grandchild = "print('up', flush=True); input()"
     child = (
-        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE);"
-        "print('up', flush=True); input(); p.communicate(b'x'); "
+        f'import subprocess, sys; p = subprocess.Popen([sys.executable, "-c", "{grandchild}"], stdin=subprocess.PIPE);'
+        "input(); p.communicate(b'x'); "
     )
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", child], stdin=pipe, stdout=pipe) as process:
