@@ -88,6 +88,11 @@ def positions(messages: Iterable[Message]) -> dict[str, str]:
     return {partition.name: message.next for partition, message in ends(messages).items()}
 
 
+def weight(messages: Iterable[Message]) -> int:
+    """Bytes of all their values."""
+    return sum(len(message.value) for message in messages)
+
+
 def order(position: str) -> tuple[int, ...]:
     """Positions of a partition compare as numbers, those of several numbers one after the other.
 

@@ -12,7 +12,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from foretell.core.errors import ConfigError, StreamError
 from foretell.streams.ends import EndUrl
-from foretell.streams.message import Message, Partition, Record, Refusal
+from foretell.streams.message import Message, Partition, Record, Refusal, weight
 from foretell.streams.mqtt_client import PATIENCE_S, Inlet, MqttClient, Reader, Session
 from foretell.streams.protocol import Resume, Room, StreamReset, taken
 
@@ -76,7 +76,7 @@ class MqttSource:
                 return []
         now = int(time.time() * 1000)
         found = [self._message(item, now) for item in taken(self._came, room, lambda item: len(item.payload))]
-        self._inlet.leave(sum(len(message.value) for message in found))
+        self._inlet.leave(weight(found))
         return found
 
     async def commit(self, messages: Sequence[Message]) -> None:

@@ -15,7 +15,7 @@ from foretell.core.errors import ForetellError, StateUnwritable, StreamError
 from foretell.streams.answering import Answered, Answerer
 from foretell.streams.answers import encode_refusal
 from foretell.streams.commit import Guarantee, Step, guarantee, steps
-from foretell.streams.message import Message, Record, Refusal, positions
+from foretell.streams.message import Message, Record, Refusal, positions, weight
 from foretell.streams.moves import Memory, Moves
 from foretell.streams.pace import Pace
 from foretell.streams.progress import Progress
@@ -34,15 +34,11 @@ class Ends(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """A micro-batch under way."""
+    """A micro-batch under way, its messages `nbytes` large; asked for whenever anything changes, so counted once."""
 
     messages: list[Message]
+    nbytes: int
     answered: "asyncio.Task[Answered]"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its messages."""
-        return sum(len(message.value) for message in self.messages)
 
 
 class Processor:
@@ -182,7 +178,7 @@ class Processor:
     async def _begin(self, messages: list[Message]) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: not self._committing)
-            flight = Flight(messages, asyncio.create_task(self._answerer.answer(messages)))
+            flight = Flight(messages, weight(messages), asyncio.create_task(self._answerer.answer(messages)))
             self._flights.append(flight)
             self._changed.notify_all()
         if not self._answerer.pipelined:

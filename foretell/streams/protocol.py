@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import msgspec
 
 from foretell.core.errors import StreamError
-from foretell.streams.message import MOST_BYTES, Change, Message, Record, Refusal, later, order
+from foretell.streams.message import MOST_BYTES, Change, Message, Record, Refusal, later, order, weight
 
 T = TypeVar("T")
 Portion = Sequence[tuple[bytes, bytes | None]]
@@ -71,8 +71,7 @@ class Room(NamedTuple):
 
     def beside(self, messages: Sequence[Message]) -> "Room":
         """What is left beside these."""
-        nbytes = sum(len(message.value) for message in messages)
-        return Room(self.messages - len(messages), self.nbytes - nbytes, self.largest)
+        return Room(self.messages - len(messages), self.nbytes - weight(messages), self.largest)
 
 
 def taken(came: deque[T], room: Room, size: Callable[[T], int]) -> Iterator[T]:
